@@ -1,0 +1,1 @@
+"""Pure jitted functions on arrays: density, levels, correlation, codes. Imports jax and numpy only."""

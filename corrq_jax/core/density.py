@@ -1,0 +1,155 @@
+"""The density of a weight tensor: what every later step reads instead of the weights.
+
+A weight ``w`` is first normalized, ``x = (w - center) * scale``, with ``scale`` a power of two that
+puts the largest magnitude into [2**14, 2**15). Rounded to float16, ``x`` has at most 65,536 values:
+bins of constant relative precision, so that no outlier starves the centre. Counts are integers:
+they merge exactly, in any order, across chunks and devices.
+
+Tensors of at most `SORTED_SIZE` weights are too few for bins to be worth it: their density is the
+sorted weights themselves, one point each, in the same `Density` shape.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BINS = 1 << 16
+"""Support points of a density: every float16."""
+CHUNK = 1 << 20
+"""Weights in one step of the histogram: 4 MB of float32 stay in cache, and one shape compiles."""
+SORTED_SIZE = 1 << 14
+"""Largest tensor whose density is its sorted weights."""
+TOP_EXPONENT = 14
+"""The largest normalized magnitude lies in [2**14, 2**15): inside float16, rounding included."""
+
+
+class Density(NamedTuple):
+    """Weights of one tensor, sorted and counted.
+
+    Attributes:
+        points: float32[BINS], ascending, in normalized units.
+        counts: int32[BINS], how many weights lie at each point; 0 where there is none.
+    """
+
+    points: jax.Array
+    counts: jax.Array
+
+
+class Normalization(NamedTuple):
+    """The affine map from weights to normalized units, ``x = (w - center) * scale``.
+
+    Attributes:
+        center: float32 scalar; 0 unless the weights lie so far from zero that float16's relative
+            precision would not resolve them.
+        scale: float32 scalar, a power of two.
+    """
+
+    center: jax.Array
+    scale: jax.Array
+
+    def apply(self, w: jax.Array) -> jax.Array:
+        """Weights of any float dtype to normalized float32."""
+        return (w.astype(jnp.float32) - self.center) * self.scale
+
+
+def extent(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest weight as float32 scalars; NaN in both if any weight is NaN."""
+    w = w.astype(jnp.float32)
+    return w.min(), w.max()
+
+
+def normalization(lo: jax.Array, hi: jax.Array) -> Normalization:
+    """The normalization of weights that span [lo, hi], both finite float32 scalars.
+
+    Where all weights lie within a factor of 3 of each other on one side of zero, they are centered
+    at the middle of their range: each difference ``w - center`` is then exact (Sterbenz).
+    """
+    narrow = ((lo > 0) & (hi <= 3 * lo)) | ((hi < 0) & (lo >= 3 * hi))
+    center = jnp.where(narrow, lo + 0.5 * (hi - lo), 0.0).astype(jnp.float32)
+    magnitude = jnp.maximum(hi - center, center - lo)
+    bits = jax.lax.bitcast_convert_type(magnitude, jnp.int32)
+    exponent = jnp.where(bits == 0, TOP_EXPONENT, (bits >> 23) - 127)
+    # 127 is float32's largest exponent: only subnormal-near tensors would want a larger factor.
+    power = jnp.minimum(TOP_EXPONENT - exponent, 127)
+    scale = jax.lax.bitcast_convert_type((power + 127) << 23, jnp.float32)
+    return Normalization(center, scale)
+
+
+def key(x: jax.Array) -> jax.Array:
+    """Bin index, int32 in [0, BINS), of normalized weights: monotone in ``x``."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float16), jnp.uint16).astype(jnp.int32)
+    return jnp.where(bits >= BINS // 2, BINS - 1 - bits, bits + BINS // 2)
+
+
+def _bin_points() -> np.ndarray:
+    """float32[BINS]: the float16 value of each bin, ascending; unused patterns clipped."""
+    index = np.arange(BINS)
+    bits = np.where(index >= BINS // 2, index - BINS // 2, BINS - 1 - index).astype(np.uint16)
+    values = bits.view(np.float16).astype(np.float32)
+    largest = np.float32(np.finfo(np.float16).max)
+    values = np.nan_to_num(values, nan=largest, posinf=largest, neginf=-largest)
+    return np.where(index >= BINS // 2, np.abs(values), -np.abs(values)).astype(np.float32)
+
+
+BIN_POINTS = _bin_points()
+
+
+def empty_counts() -> jax.Array:
+    """int32[BINS] of zeros, to accumulate into."""
+    return jnp.zeros(BINS, jnp.int32)
+
+
+def accumulate(counts: jax.Array, chunk: jax.Array, valid: jax.Array, norm: Normalization):
+    """Add the first ``valid`` weights of a flat chunk to int32[BINS] counts.
+
+    The rest of the chunk must repeat its last weight (padding); it is counted and taken back out,
+    which is cheaper than a mask over every weight.
+    """
+    x = norm.apply(chunk)
+    counts = counts.at[key(x)].add(1, mode="promise_in_bounds")
+    return counts.at[key(x[-1])].add(valid - chunk.size)
+
+
+def binned(counts: jax.Array) -> Density:
+    """The density of a histogram accumulated by `accumulate`."""
+    return Density(jnp.asarray(BIN_POINTS), counts)
+
+
+def from_sorted(w: jax.Array, valid: jax.Array, norm: Normalization) -> Density:
+    """The density of the first ``valid`` of at most BINS flat weights: a point a distinct weight."""
+    present = jnp.arange(w.size) < valid
+    x = jnp.sort(jnp.where(present, norm.apply(w), jnp.inf))
+    run = jnp.cumsum(jnp.diff(x, prepend=x[:1]) > 0)
+    points = jnp.full(BINS, x[jnp.maximum(valid - 1, 0)])
+    points = points.at[run].min(x, mode="promise_in_bounds")
+    counts = jnp.zeros(BINS, jnp.int32).at[run].add(present, mode="promise_in_bounds")
+    return Density(points, counts)
+
+
+def density(w: jax.Array) -> tuple[Density, Normalization]:
+    """Density of a whole array: any shape and float dtype, at least one weight, all finite.
+
+    Jittable; compiles once a shape. `corrq_jax.quantize` feeds fixed-size chunks to `accumulate`
+    instead, and compiles once for all shapes.
+
+    >>> import jax.numpy as jnp
+    >>> d, norm = density(jnp.array([1.0, -2.0, 1.0]))
+    >>> int(d.counts.sum()), float(d.points[0] / norm.scale)
+    (3, -2.0)
+    """
+    w = w.reshape(-1)
+    norm = normalization(*extent(w))
+    if w.size <= SORTED_SIZE:
+        return from_sorted(w, jnp.int32(w.size), norm), norm
+    steps = -(-w.size // CHUNK)
+    padded = jnp.pad(w, (0, steps * CHUNK - w.size), mode="edge").reshape(steps, CHUNK)
+
+    def step(counts, item):
+        chunk, index = item
+        valid = jnp.minimum(w.size - index * CHUNK, CHUNK)
+        return accumulate(counts, chunk, valid, norm), None
+
+    counts, _ = jax.lax.scan(step, empty_counts(), (padded, jnp.arange(steps)))
+    return binned(counts), norm

@@ -1,0 +1,169 @@
+"""Level grids: boundaries and values from two parameters.
+
+A `Grid` maps two search coordinates in [0, 1] to its own parameters (`Grid.place`), and those to
+cell boundaries and on-grid values. The search for the largest correlation sees coordinates only, so
+that it serves every grid. Everything is in normalized units; `Span.origin` is where weight zero
+lies in them.
+
+A new two-parameter grid is one `Grid` and one entry in `GRIDS`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RANGE_OCTAVES = (0.2, 30.0)
+"""Largest over smallest magnitude of an exponential grid, log2, that the search covers."""
+
+
+class Span(NamedTuple):
+    """Where the weights of a tensor lie, scalars in normalized units.
+
+    Attributes:
+        lo: the smallest weight.
+        hi: the largest weight.
+        origin: weight zero.
+        median: the median weight.
+        spread: the typical distance of the weights from their median.
+        magnitude: the typical distance of the weights from zero.
+    """
+
+    lo: jax.Array
+    hi: jax.Array
+    origin: jax.Array
+    median: jax.Array
+    spread: jax.Array
+    magnitude: jax.Array
+
+
+class Grid(NamedTuple):
+    """A two-parameter family of quantizers with ``levels`` levels.
+
+    Attributes:
+        place: ``(u1, u2, span, levels) -> (p1, p2)``, coordinates in [0, 1] to parameters.
+        boundaries: ``(p1, p2, span, levels) -> float64[levels - 1]``, ascending.
+        values: ``(p1, p2, span, levels) -> float64[levels]``, the values on the grid.
+        ordered: whether only ``u1 < u2`` makes sense.
+    """
+
+    place: Callable
+    boundaries: Callable
+    values: Callable
+    ordered: bool
+
+
+def level_count(bits: int, zero: bool = False) -> int:
+    """2**b levels, one less with a zero level (an odd number of levels is symmetric)."""
+    return 2**bits - int(zero)
+
+
+def _stretch(u, reach, typical):
+    """[0, 1] to [0, reach], geometric from about ``typical / 4`` on, linear below.
+
+    However far an outlier lies, the coordinate resolves the bulk of the weights and the outlier.
+    """
+    octaves = jnp.clip(jnp.log2(4 * reach / jnp.maximum(typical, 1e-30 * reach)), 2.0, 60.0)
+    return reach * jnp.expm1(u * octaves * jnp.log(2.0)) / (2.0**octaves - 1)
+
+
+def place_linear(u1, u2, span: Span, levels: int):
+    """Coordinates to the lowest and the highest boundary; 1/2 is the median."""
+    del levels
+
+    def position(u):
+        side = 2 * u - 1
+        reach = jnp.where(side > 0, span.hi - span.median, span.median - span.lo)
+        return span.median + jnp.sign(side) * _stretch(jnp.abs(side), reach, span.spread)
+
+    return position(u1), position(u2)
+
+
+def linear_boundaries(first, last, span: Span, levels: int):
+    """Equal intervals from the first boundary to the last, the outer two cells open."""
+    del span
+    return first + (last - first) * jnp.arange(levels - 1) / max(levels - 2, 1)
+
+
+def linear_values(first, last, span: Span, levels: int):
+    """The middles of the intervals; the outer two continue the grid."""
+    del span
+    step = (last - first) / max(levels - 2, 1)
+    return first + step * (jnp.arange(levels) - 0.5)
+
+
+def place_exponential(u1, u2, span: Span, levels: int):
+    """Coordinates to the outermost boundary t and the ratio q of neighbouring magnitudes."""
+    reach = jnp.maximum(span.hi - span.origin, span.origin - span.lo)
+    return _stretch(u1, reach, span.magnitude), place_ratio(u2, levels)
+
+
+def place_ratio(u, levels: int):
+    """A coordinate to the ratio q: even steps in the logarithm of the grid's range in octaves."""
+    least, most = RANGE_OCTAVES
+    octaves = least * (most / least) ** u
+    return 2.0 ** (-octaves / max(levels // 2 - 1, 1))
+
+
+def exponential_boundaries(t, q, span: Span, levels: int):
+    """``+-t q**i`` between magnitudes; 0 between the signs, or two boundaries around a zero level.
+
+    With m magnitudes a side, ``s q**i`` and ``s q**(i + 1)`` meet at ``t q**i`` where
+    ``t = s (1 + q) / 2``. An odd number of levels has a zero level, which meets ``s q**(m - 1)`` at
+    half of it, ``t q**(m - 1) / (1 + q)``.
+    """
+    side = levels // 2
+    positive = t * q ** jnp.arange(side - 2, -1, -1.0)
+    if levels % 2:
+        inner = t * q ** (side - 1.0) / (1 + q) if side > 1 else t
+        positive = jnp.concatenate([inner[None], positive])
+        middle = []
+    else:
+        middle = [jnp.zeros(1)]
+    return jnp.concatenate([-positive[::-1], *middle, positive]) + span.origin
+
+
+def exponential_values(t, q, span: Span, levels: int):
+    """``+-s q**i`` with ``s = 2 t / (1 + q)``, and 0 if the number of levels is odd."""
+    return magnitudes(2 * t / (1 + q), q, levels) + span.origin
+
+
+def magnitudes(s, q, levels: int):
+    """``+-s q**i``, ascending, and 0 in the middle if the number of levels is odd."""
+    positive = s * q ** jnp.arange(levels // 2 - 1, -1, -1.0)
+    return jnp.concatenate([-positive[::-1], jnp.zeros(levels % 2), positive])
+
+
+GRIDS = {
+    "linear": Grid(place_linear, linear_boundaries, linear_values, ordered=True),
+    "exponential": Grid(
+        place_exponential, exponential_boundaries, exponential_values, ordered=False
+    ),
+}
+
+
+def midpoints(values: jax.Array) -> jax.Array:
+    """Boundaries halfway between ascending values: nearest-neighbour assignment."""
+    return (values[1:] + values[:-1]) / 2
+
+
+def _nf4() -> np.ndarray:
+    """NormalFloat-4 (Dettmers et al., QLoRA, arXiv:2305.14314, appendix E): 16 levels in [-1, 1].
+
+    Quantiles of the normal distribution at 8 (positive, zero-sided) and 9 equally spaced
+    probabilities up to 1 - (1/30 + 1/32) / 2 = 0.9677083, scaled to end at 1.
+    """
+    from statistics import NormalDist
+
+    quantile = NormalDist().inv_cdf
+    offset = 0.9677083
+    positive = [quantile(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
+    negative = [-quantile(p) for p in np.linspace(offset, 0.5, 8)[:-1]]
+    levels = np.sort(np.array([*negative, 0.0, *positive]))
+    return levels / levels.max()
+
+
+NF4 = _nf4()
+"""float64[16]: the levels of NF4 for a largest magnitude of 1."""

@@ -1,0 +1,124 @@
+"""The largest correlation over a grid's two parameters, by exhaustion and refinement.
+
+The objective has many local optima, and on small tensors it is piecewise constant, so nothing is
+descended: a lattice over all of the parameter plane is evaluated, the best point of each of its
+blocks starts a refinement, and each round of it evaluates a smaller lattice around every start. An
+evaluation costs O(levels), whatever the tensor's size; all run in one vmapped call.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from corrq_jax.core import correlation as corr
+from corrq_jax.core.grids import Grid, Span
+
+
+class Effort(NamedTuple):
+    """How finely a search looks; what was measured is in docs/method.md, section 5.
+
+    Attributes:
+        lattice: points along each coordinate of the first lattice.
+        block: lattice points along each side of a block that yields one start.
+        starts: starts that are refined.
+        rounds: refinements of each start.
+        local: points along each coordinate of a refinement's lattice.
+        shrink: size of a refinement's lattice relative to the one before.
+    """
+
+    lattice: int = 96
+    block: int = 6
+    starts: int = 24
+    rounds: int = 9
+    local: int = 7
+    shrink: float = 0.45
+
+
+def argmin(x: jax.Array) -> jax.Array:
+    """int32 index of the first minimum along the last axis (no NaN).
+
+    `jnp.argmin` is lowered after tracing, when float64 may be switched off again, and fails there.
+    """
+    index = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    lowest = x.min(axis=-1, keepdims=True)
+    return jnp.where(x == lowest, index, x.shape[-1] - 1).min(axis=-1)
+
+
+def minimize(objective: Callable, ordered: bool, effort: Effort) -> tuple[jax.Array, jax.Array]:
+    """Coordinates (u1, u2) in [0, 1] with the smallest ``objective(u1, u2)``.
+
+    Args:
+        objective: scalar function of two float64 scalars; vmapped here.
+        ordered: look at ``u1 < u2`` only.
+        effort: how finely to look.
+    """
+    evaluate = jax.vmap(lambda u: objective(u[0], u[1]))
+    axis = np.linspace(0, 1, effort.lattice + 2)[1:-1]
+    i, j = np.indices((effort.lattice, effort.lattice)).reshape(2, -1)
+    keep = i < j if ordered else np.ones(i.size, bool)
+    points = np.stack([axis[i], axis[j]], axis=-1)[keep]
+    blocks = (i // effort.block * effort.lattice + j // effort.block)[keep]
+    _, blocks = np.unique(blocks, return_inverse=True)
+
+    found = evaluate(jnp.asarray(points))
+    start_of = _argmin_by_block(found, blocks)
+    order = jnp.argsort(found[start_of])[: effort.starts]
+    best_u = jnp.asarray(points)[start_of[order]]
+    best = found[start_of[order]]
+
+    offsets = np.linspace(-1, 1, effort.local)
+    offsets = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), -1).reshape(-1, 2)
+
+    def refine(round_, state):
+        best_u, best = state
+        radius = effort.shrink**round_ / effort.lattice
+        around = jnp.clip(best_u[:, None] + radius * jnp.asarray(offsets), 1e-6, 1 - 1e-6)
+        if ordered:
+            around = jnp.where((around[..., 0] < around[..., 1])[..., None], around, best_u[:, None])
+        values = jax.vmap(evaluate)(around)
+        at = argmin(values)
+        value = jnp.take_along_axis(values, at[:, None], 1)[:, 0]
+        point = jnp.take_along_axis(around, at[:, None, None], 1)[:, 0]
+        better = value < best
+        return jnp.where(better[:, None], point, best_u), jnp.where(better, value, best)
+
+    best_u, best = jax.lax.fori_loop(0, effort.rounds, refine, (best_u, best))
+    u = best_u[argmin(best)]
+    return u[0], u[1]
+
+
+def _argmin_by_block(found: jax.Array, blocks: np.ndarray) -> jax.Array:
+    """int32[blocks]: index of the smallest value in each block."""
+    members = [np.flatnonzero(blocks == b) for b in range(blocks.max() + 1)]
+    width = max(map(len, members))
+    table = np.stack([np.resize(m, width) for m in members])
+    return jnp.take_along_axis(jnp.asarray(table), argmin(found[table])[:, None], 1)[:, 0]
+
+
+def maximize(
+    m: corr.Moments, grid: Grid, span: Span, levels: int, on_grid: bool, effort: Effort
+) -> tuple[jax.Array, jax.Array]:
+    """Parameters of a grid that maximize the correlation over the whole parameter plane.
+
+    Args:
+        m: running sums of the density.
+        grid: the family of quantizers.
+        span: where the weights lie.
+        levels: number of levels.
+        on_grid: whether the values are the grid's (else cell means).
+        effort: how finely to look.
+    """
+
+    sums = corr.by_key(m)
+
+    def noise(u1, u2):
+        parameters = grid.place(u1, u2, span, levels)
+        c = corr.cells(sums, corr.key_edges(grid.boundaries(*parameters, span, levels)))
+        if on_grid:
+            return corr.noise_of_values(m, c, grid.values(*parameters, span, levels))
+        return corr.noise_of_means(m, c)
+
+    return grid.place(*minimize(noise, grid.ordered, effort), span, levels)
