@@ -137,7 +137,7 @@ def fit(density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, met
             grid = grids.GRIDS[method.grid]
             on_grid = method.levels == "grid"
             parameters = maximize(m, grid, span, count, on_grid, method.effort)
-            boundaries = grid.boundaries(*parameters, span, count)
+            boundaries = corr.snap(grid.boundaries(*parameters, span, count))
             values = grid.values(*parameters, span, count)
         boundaries = boundaries.astype(jnp.float32)
         c = corr.cells(m.sums, corr.bin_edges(m, boundaries))

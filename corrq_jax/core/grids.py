@@ -46,13 +46,14 @@ class Grid(NamedTuple):
         place: ``(u1, u2, span, levels) -> (p1, p2)``, coordinates in [0, 1] to parameters.
         boundaries: ``(p1, p2, span, levels) -> float64[levels - 1]``, ascending.
         values: ``(p1, p2, span, levels) -> float64[levels]``, the values on the grid.
-        ordered: whether only ``u1 < u2`` makes sense.
+        locate: ``(position, span) -> u`` for a grid whose two parameters are positions, of which
+            only ``u1 < u2`` makes sense; else None.
     """
 
     place: Callable
     boundaries: Callable
     values: Callable
-    ordered: bool
+    locate: Callable | None
 
 
 def level_count(bits: int, zero: bool = False) -> int:
@@ -65,8 +66,18 @@ def _stretch(u, reach, typical):
 
     However far an outlier lies, the coordinate resolves the bulk of the weights and the outlier.
     """
-    octaves = jnp.clip(jnp.log2(4 * reach / jnp.maximum(typical, 1e-30 * reach)), 2.0, 60.0)
+    octaves = _octaves(reach, typical)
     return reach * jnp.expm1(u * octaves * jnp.log(2.0)) / (2.0**octaves - 1)
+
+
+def _octaves(reach, typical):
+    return jnp.clip(jnp.log2(4 * reach / jnp.maximum(typical, 1e-30 * reach)), 2.0, 60.0)
+
+
+def _unstretch(distance, reach, typical):
+    """The inverse of `_stretch`."""
+    octaves = _octaves(reach, typical)
+    return jnp.log2(1 + distance / reach * (2.0**octaves - 1)) / octaves
 
 
 def place_linear(u1, u2, span: Span, levels: int):
@@ -81,17 +92,26 @@ def place_linear(u1, u2, span: Span, levels: int):
     return position(u1), position(u2)
 
 
+def locate_linear(position, span: Span):
+    """The coordinate of a position within the weights: the inverse of `place_linear`."""
+    distance = position - span.median
+    reach = jnp.where(distance > 0, span.hi - span.median, span.median - span.lo)
+    side = _unstretch(jnp.abs(distance), jnp.maximum(reach, 1e-30), span.spread)
+    return 0.5 + 0.5 * jnp.sign(distance) * side
+
+
 def linear_boundaries(first, last, span: Span, levels: int):
     """Equal intervals from the first boundary to the last, the outer two cells open."""
     del span
-    return first + (last - first) * jnp.arange(levels - 1) / max(levels - 2, 1)
+    step = (last - first) / max(levels - 2, 1)
+    return first + step * jnp.arange(levels - 1, dtype=first.dtype)
 
 
 def linear_values(first, last, span: Span, levels: int):
     """The middles of the intervals; the outer two continue the grid."""
     del span
     step = (last - first) / max(levels - 2, 1)
-    return first + step * (jnp.arange(levels) - 0.5)
+    return first + step * (jnp.arange(levels, dtype=first.dtype) - 0.5)
 
 
 def place_exponential(u1, u2, span: Span, levels: int):
@@ -115,13 +135,13 @@ def exponential_boundaries(t, q, span: Span, levels: int):
     half of it, ``t q**(m - 1) / (1 + q)``.
     """
     side = levels // 2
-    positive = t * q ** jnp.arange(side - 2, -1, -1.0)
+    positive = t * _powers(q, side - 1)
     if levels % 2:
-        inner = t * q ** (side - 1.0) / (1 + q) if side > 1 else t
+        inner = t * _powers(q, side)[0] / (1 + q) if side > 1 else t
         positive = jnp.concatenate([inner[None], positive])
         middle = []
     else:
-        middle = [jnp.zeros(1)]
+        middle = [jnp.zeros(1, t.dtype)]
     return jnp.concatenate([-positive[::-1], *middle, positive]) + span.origin
 
 
@@ -132,15 +152,18 @@ def exponential_values(t, q, span: Span, levels: int):
 
 def magnitudes(s, q, levels: int):
     """``+-s q**i``, ascending, and 0 in the middle if the number of levels is odd."""
-    positive = s * q ** jnp.arange(levels // 2 - 1, -1, -1.0)
-    return jnp.concatenate([-positive[::-1], jnp.zeros(levels % 2), positive])
+    positive = s * _powers(q, levels // 2)
+    return jnp.concatenate([-positive[::-1], jnp.zeros(levels % 2, s.dtype), positive])
+
+
+def _powers(q, count: int):
+    """``q**(count - 1), ..., q, 1``."""
+    return jnp.exp2(jnp.log2(q) * jnp.arange(count - 1, -1, -1, dtype=q.dtype))
 
 
 GRIDS = {
-    "linear": Grid(place_linear, linear_boundaries, linear_values, ordered=True),
-    "exponential": Grid(
-        place_exponential, exponential_boundaries, exponential_values, ordered=False
-    ),
+    "linear": Grid(place_linear, linear_boundaries, linear_values, locate_linear),
+    "exponential": Grid(place_exponential, exponential_boundaries, exponential_values, None),
 }
 
 

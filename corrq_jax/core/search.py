@@ -22,6 +22,7 @@ class Effort(NamedTuple):
 
     Attributes:
         lattice: points along each coordinate of the first lattice.
+        gaps: how many of these, at each end, are gaps between the outermost weights.
         block: lattice points along each side of a block that yields one start.
         starts: starts that are refined.
         rounds: refinements of each start.
@@ -29,10 +30,11 @@ class Effort(NamedTuple):
         shrink: size of a refinement's lattice relative to the one before.
     """
 
-    lattice: int = 96
-    block: int = 6
-    starts: int = 24
-    rounds: int = 9
+    lattice: int = 160
+    gaps: int = 20
+    block: int = 10
+    starts: int = 32
+    rounds: int = 8
     local: int = 7
     shrink: float = 0.45
 
@@ -47,26 +49,28 @@ def argmin(x: jax.Array) -> jax.Array:
     return jnp.where(x == lowest, index, x.shape[-1] - 1).min(axis=-1)
 
 
-def minimize(objective: Callable, ordered: bool, effort: Effort) -> tuple[jax.Array, jax.Array]:
+def minimize(
+    objective: Callable, axis: jax.Array, ordered: bool, effort: Effort
+) -> tuple[jax.Array, jax.Array]:
     """Coordinates (u1, u2) in [0, 1] with the smallest ``objective(u1, u2)``.
 
     Args:
         objective: scalar function of two float64 scalars; vmapped here.
+        axis: float64[lattice], ascending coordinates of the first lattice.
         ordered: look at ``u1 < u2`` only.
         effort: how finely to look.
     """
     evaluate = jax.vmap(lambda u: objective(u[0], u[1]))
-    axis = np.linspace(0, 1, effort.lattice + 2)[1:-1]
     i, j = np.indices((effort.lattice, effort.lattice)).reshape(2, -1)
     keep = i < j if ordered else np.ones(i.size, bool)
-    points = np.stack([axis[i], axis[j]], axis=-1)[keep]
+    points = jnp.stack([axis[i[keep]], axis[j[keep]]], axis=-1)
     blocks = (i // effort.block * effort.lattice + j // effort.block)[keep]
     _, blocks = np.unique(blocks, return_inverse=True)
 
-    found = evaluate(jnp.asarray(points))
+    found = evaluate(points)
     start_of = _argmin_by_block(found, blocks)
     order = jnp.argsort(found[start_of])[: effort.starts]
-    best_u = jnp.asarray(points)[start_of[order]]
+    best_u = points[start_of[order]]
     best = found[start_of[order]]
 
     offsets = np.linspace(-1, 1, effort.local)
@@ -113,12 +117,32 @@ def maximize(
     """
 
     sums = corr.by_key(m)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), span)
 
     def noise(u1, u2):
-        parameters = grid.place(u1, u2, span, levels)
-        c = corr.cells(sums, corr.key_edges(grid.boundaries(*parameters, span, levels)))
+        # float32 places a boundary far finer than the bins that decide; it is twice as fast.
+        parameters = [p.astype(jnp.float32) for p in grid.place(u1, u2, span, levels)]
+        c = corr.cells(sums, corr.key_edges(grid.boundaries(*parameters, rounded, levels)))
         if on_grid:
-            return corr.noise_of_values(m, c, grid.values(*parameters, span, levels))
+            return corr.noise_of_values(m, c, grid.values(*parameters, rounded, levels))
         return corr.noise_of_means(m, c)
 
-    return grid.place(*minimize(noise, grid.ordered, effort), span, levels)
+    axis = _lattice(m, grid, span, effort)
+    best = minimize(noise, axis, grid.locate is not None, effort)
+    return grid.place(*best, span, levels)
+
+
+def _lattice(m: corr.Moments, grid: Grid, span: Span, effort: Effort) -> jax.Array:
+    """Even coordinates and, for boundaries, the gaps between the outermost weights.
+
+    With many levels the best range ends in one of these gaps, and an even lattice can miss it.
+    """
+    if grid.locate is None:
+        return jnp.linspace(0, 1, effort.lattice + 2)[1:-1]
+    even = jnp.linspace(0, 1, effort.lattice - 2 * effort.gaps + 2)[1:-1]
+    rank = jnp.arange(1, effort.gaps + 2)
+    rank = jnp.concatenate([rank, m.total - rank + 1])
+    at = jnp.searchsorted(m.sums[1:, 0], rank, method="scan")
+    outer = m.points[at].astype(jnp.float64).reshape(2, -1)
+    gaps = grid.locate(((outer[:, 1:] + outer[:, :-1]) / 2).reshape(-1), span)
+    return jnp.sort(jnp.concatenate([even, jnp.clip(gaps, 1e-6, 1 - 1e-6)]))
