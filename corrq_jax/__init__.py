@@ -11,6 +11,7 @@
 
 from importlib.metadata import version as _version
 
+from corrq_jax.array import quantize_array
 from corrq_jax.config import Config
 from corrq_jax.core.correlation import correlation
 from corrq_jax.errors import CorrqError, FileFormatError, InputError, MissingDependencyError
@@ -36,5 +37,6 @@ __all__ = [
     "dequantize",
     "load",
     "quantize",
+    "quantize_array",
     "save",
 ]

@@ -168,7 +168,9 @@ def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
     return core.binned(counts), norm
 
 
-def encode(leaf: Leaf, norm: core.Normalization, quantizer: Quantizer, bits: int) -> QuantizedTensor:
+def encode(
+    leaf: Leaf, norm: core.Normalization, quantizer: Quantizer, bits: int
+) -> QuantizedTensor:
     """Assign every weight to its level and pack the codes, in one pass over the pieces.
 
     Raises:

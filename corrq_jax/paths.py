@@ -54,9 +54,7 @@ def children(node: Any) -> list[tuple[Any, Any]] | None:
     """(key, child) of one node, or None if it is a leaf."""
     if is_quantized(node):
         return None
-    found, treedef = jax.tree_util.tree_flatten_with_path(
-        node, is_leaf=lambda x: x is not node
-    )
+    found, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if jax.tree_util.treedef_is_leaf(treedef) and len(found) == 1:
         return None
     return [(keys[0], child) for keys, child in found]

@@ -1,10 +1,9 @@
 """One safetensors file for a whole network: packed codes, levels, and the leaves left in float.
 
-The layout is documented in docs/format.md. Any safetensors reader can open the files; this one also
-checks the version, the sizes and a checksum of every tensor, and gives the tree back.
+Any safetensors reader can open the files; this one also checks the version, the sizes and a
+checksum of every tensor, and gives the tree back. `corrq_jax.layout` says what lies where.
 """
 
-import dataclasses
 import json
 import os
 import zlib
@@ -18,184 +17,9 @@ from corrq_jax import paths
 from corrq_jax.atomic import atomic_write
 from corrq_jax.core import coding
 from corrq_jax.errors import FileFormatError, InputError, require
+from corrq_jax.layout import CODES, CONTAINERS, DTYPES, KEY, LEVELS, VERSION, plan
 from corrq_jax.report import Report
-from corrq_jax.tensor import QuantizedTensor, is_quantized
-
-VERSION = 1
-KEY = "corrq"
-CODES, LEVELS = ":codes", ":levels"
-
-_NAMES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """One tensor of the file."""
-
-    name: str
-    array: Any
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.array.size) * self.array.dtype.itemsize
-
-    def header(self, start: int) -> dict[str, Any]:
-        return {
-            "dtype": _NAMES[str(self.array.dtype)],
-            "shape": [int(n) for n in self.array.shape],
-            "data_offsets": [start, start + self.nbytes],
-        }
-
-    def data(self) -> bytes | memoryview:
-        """Little-endian bytes, row-major."""
-        array = np.ascontiguousarray(self.array)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        return array.reshape(-1).view(np.uint8).data
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a file of a tree will hold, known before a byte is written.
-
-    Attributes:
-        leaves: the names of the tree's leaves, in its order.
-        stored: the tensors by name, in file order.
-        tensors: for each quantized leaf, what its arrays do not tell.
-        containers: for each node that is not a plain dictionary with text keys, what it is.
-    """
-
-    leaves: tuple[str, ...]
-    stored: dict[str, _Stored]
-    tensors: dict[str, dict[str, Any]]
-    containers: dict[str, str]
-
-    def header(self, checksums: list[int] | None = None) -> bytes:
-        """The header, its length in front; with checksums of zero if none are given."""
-        checksums = [0] * len(self.stored) if checksums is None else checksums
-        record: dict[str, Any] = {"version": VERSION, "tensors": self.tensors}
-        if self.containers:
-            record["containers"] = self.containers
-        record["crc32"] = "".join(f"{value:08x}" for value in checksums)
-        body: dict[str, Any] = {"__metadata__": {KEY: _compact(record)}}
-        start = 0
-        for stored in self.stored.values():
-            body[stored.name] = stored.header(start)
-            start += stored.nbytes
-        text = _compact(body).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
-    @property
-    def file_nbytes(self) -> int:
-        """Size of the file."""
-        return len(self.header()) + sum(stored.nbytes for stored in self.stored.values())
-
-    def leaf_nbytes(self) -> list[int]:
-        """Bytes of each leaf, in the tree's order: its data and what the header says of it."""
-        sizes = []
-        for leaf in self.leaves:
-            total = 0
-            names = (leaf + CODES, leaf + LEVELS) if leaf in self.tensors else (leaf,)
-            for stored in (self.stored[name] for name in names if name in self.stored):
-                # Offsets are written for where the tensor lies; a checksum has 8 digits.
-                total += stored.nbytes + len(_compact({stored.name: stored.header(0)})) + 8
-            if leaf in self.tensors:
-                # The record is a JSON text inside of JSON: its quotes are escaped.
-                total += len(_compact(_compact({leaf: self.tensors[leaf]})))
-            sizes.append(total)
-        return sizes
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
-
-
-def plan(tree: Any, report: Report | None = None) -> Plan:
-    """Lay out a tree.
-
-    Raises:
-        InputError: a leaf is not an array or of a dtype that safetensors cannot hold, or a key is
-            neither text nor a whole number; the message names the path.
-    """
-    leaves: list[str] = []
-    stored: list[_Stored] = []
-    tensors: dict[str, dict[str, Any]] = {}
-    containers: dict[str, str] = {}
-    noise = {row.path: row.noise for row in report} if report is not None else {}
-
-    def visit(node: Any, keys: tuple[str, ...]) -> None:
-        name = "/".join(map(paths.escape, keys))
-        children = paths.children(node)
-        if children is None:
-            leaves.append(name)
-            if not keys:
-                containers[""] = "leaf"
-            if is_quantized(node):
-                tensors[name] = _record(node, noise.get("/".join(keys)))
-                stored.append(_Stored(name + CODES, node.codes))
-                stored.append(_Stored(name + LEVELS, node.levels))
-            else:
-                stored.append(_Stored(name, _storable("/".join(keys), node)))
-            return
-        kind = _kind(node, children, "/".join(keys))
-        if kind is not None:
-            containers[name] = kind
-        for key, child in children:
-            visit(child, (*keys, paths.key_name(key)))
-
-    visit(tree, ())
-    # Widest elements first keeps every tensor aligned to its element without padding.
-    stored.sort(key=lambda s: -s.array.dtype.itemsize)
-    by_name = {s.name: s for s in stored}
-    if len(by_name) < len(stored):
-        names = [s.name for s in stored]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"two leaves would be stored under the name {twice[0]!r}; rename one")
-    return Plan(tuple(leaves), by_name, tensors, containers)
-
-
-def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "bits": tensor.bits,
-        "shape": list(tensor.shape),
-        "dtype": _NAMES[tensor.dtype],
-    }
-    return record if noise is None else {**record, "noise": float(f"{noise:.6g}")}
-
-
-def _storable(path: str, leaf: Any) -> Any:
-    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-    if str(array.dtype.newbyteorder("=") if isinstance(array, np.ndarray) else array.dtype) in _NAMES:
-        return array
-    raise InputError(
-        f"{path or 'the tree'}: a {type(leaf).__name__} of dtype {array.dtype} cannot be stored; "
-        f"safetensors holds {', '.join(_NAMES)}"
-    )
-
-
-def _kind(node: Any, children: list[tuple[Any, Any]], path: str) -> str | None:
-    """What a node has to be rebuilt as; None for a dictionary with text keys."""
-    if node is None:
-        return "none"
-    if isinstance(node, list):
-        return "list"
-    if isinstance(node, tuple) and not hasattr(node, "_fields"):
-        return "tuple"
-    keys = [getattr(key, "key", paths.key_name(key)) for key, _ in children]
-    if isinstance(node, dict) and not all(isinstance(key, str) for key in keys):
-        if all(isinstance(key, int) and not isinstance(key, bool) for key in keys):
-            return "int"
-        raise InputError(
-            f"{path or 'the tree'}: the keys {keys[:3]} are neither all text nor all whole "
-            "numbers; only such dictionaries can be stored"
-        )
-    return None if children else "dict"
+from corrq_jax.tensor import QuantizedTensor
 
 
 def save(
@@ -289,7 +113,7 @@ class Archive:
         total = 0
         for stored in names:
             part = self._file.get_slice(stored)
-            itemsize = jnp.dtype(_DTYPES[part.get_dtype()]).itemsize
+            itemsize = jnp.dtype(DTYPES[part.get_dtype()]).itemsize
             total += int(np.prod(part.get_shape(), dtype=np.int64)) * itemsize
         return total
 
@@ -311,7 +135,7 @@ class Archive:
         )
         if not fits:
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
-        return QuantizedTensor(codes, levels, shape, _DTYPES[record["dtype"]], bits)
+        return QuantizedTensor(codes, levels, shape, DTYPES[record["dtype"]], bits)
 
     def tree(self) -> Any:
         """The whole tree; leaves are numpy arrays and `QuantizedTensor` of numpy arrays."""
@@ -374,7 +198,7 @@ class Archive:
             and isinstance(record.get("crc32"), str)
             and len(record["crc32"]) == 8 * len(self._order)
             and all(_is_record(r) for r in tensors.values())
-            and all(k in _KINDS for k in containers.values())
+            and all(k in CONTAINERS for k in containers.values())
             and all(n + end in self._order for n in tensors for end in (CODES, LEVELS))
         )
         if not whole:
@@ -382,9 +206,6 @@ class Archive:
 
     def _broken(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {what}; the file is damaged, make or fetch it again")
-
-
-_KINDS = ("leaf", "none", "list", "tuple", "int", "dict")
 
 
 def _is_record(record: Any) -> bool:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from corrq_jax import layout, paths
 from corrq_jax import leaf as leaves
-from corrq_jax import paths, storage
 from corrq_jax.config import Config, Select, matches
 from corrq_jax.core.fit import Method, Quantizer, fit_batch
 from corrq_jax.errors import InputError
@@ -18,10 +18,11 @@ from corrq_jax.tensor import QuantizedTensor, is_quantized
 BATCH = 8
 """Densities in one call of the search: one compilation serves a network of any number of layers."""
 
-_NOT_KERNELS = frozenset(
-    "bias b beta gamma scale offset mean var count moving_mean moving_variance running_mean "
-    "running_var num_batches_tracked cls_token pos_embedding position_embedding".split()
-)
+_NOT_KERNELS = {
+    *("bias", "b", "beta", "gamma", "scale", "offset", "mean", "var", "count"),
+    *("moving_mean", "moving_variance", "running_mean", "running_var", "num_batches_tracked"),
+    *("cls_token", "pos_embedding", "position_embedding"),
+}
 
 
 class _Fitted(NamedTuple):
@@ -91,14 +92,12 @@ def quantize(
     >>> params = {"dense": {"kernel": np.linspace(-1, 1, 64).reshape(8, 8), "bias": np.zeros(8)}}
     >>> qparams, report = quantize(params, bits=3)
     >>> [(row.path, row.bits, round(row.correlation, 4)) for row in report]
-    [('dense/kernel', 3, 0.9922)]
+    [('dense/kernel', 3, 0.9923)]
     """
-    given = dict(bits=bits, grid=grid, fit=fit, levels=levels, zero=zero, select=select)
+    single = Config(bits, grid, fit, levels, zero, select)  # type: ignore[arg-type]
     if config is None:
-        config = Config(**given)  # type: ignore[arg-type]
-    elif given != dict(
-        bits=4, grid="optimal", fit=None, levels=None, zero=False, select=None
-    ):
+        config = single
+    elif single != Config():
         raise InputError("quantize: give either config or the single options, not both")
     entries, treedef = paths.flatten(params)
     _check_patterns(config, [path for path, _ in entries])
@@ -217,9 +216,9 @@ def _fit_and_encode(items: list, method: Method) -> Iterator[tuple[str, _Fitted]
 def _report(
     tree: Any, entries: list[tuple[str, Any]], fitted: dict[str, _Fitted], reasons: dict[str, str]
 ) -> Report:
-    layout = storage.plan(tree)
+    file = layout.plan(tree)
     rows, skipped = [], []
-    for (path, original), nbytes in zip(entries, layout.leaf_nbytes(), strict=True):
+    for (path, original), nbytes in zip(entries, file.leaf_nbytes(), strict=True):
         if path in fitted:
             tensor, noise = fitted[path]
             rows.append(
@@ -238,4 +237,4 @@ def _report(
         else:
             shape = tuple(int(n) for n in getattr(original, "shape", ()))
             skipped.append(Skipped(path, shape, nbytes, reasons[path]))
-    return Report(tuple(rows), tuple(skipped), layout.file_nbytes)
+    return Report(tuple(rows), tuple(skipped), file.file_nbytes)

@@ -1,1 +1,1 @@
-"""Pure jitted functions on arrays: density, levels, correlation, codes. Imports jax and numpy only."""
+"""Pure jitted functions on arrays: density, levels, correlation, codes; jax and numpy only."""

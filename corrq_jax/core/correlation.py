@@ -45,7 +45,7 @@ class Cells(NamedTuple):
     moment: jax.Array
 
     def means(self, moments: Moments, fallback: jax.Array) -> jax.Array:
-        """float64[levels] cell means c_k in normalized units; ``fallback`` where a cell is empty."""
+        """float64[levels] cell means c_k in normalized units; ``fallback`` for an empty cell."""
         mean = self.moment / jnp.maximum(self.mass, 1) + moments.mean
         return jnp.where(self.mass > 0, mean, fallback)
 
@@ -64,9 +64,7 @@ def moments(density: Density) -> Moments:
 
 def bin_edges(m: Moments, boundaries: jax.Array) -> jax.Array:
     """int32: how many support points lie at or below each boundary (a weight at it goes below)."""
-    found = jnp.searchsorted(
-        m.points, boundaries.astype(jnp.float32), side="right", method="scan"
-    )
+    found = jnp.searchsorted(m.points, boundaries.astype(jnp.float32), side="right", method="scan")
     return found.astype(jnp.int32)
 
 

@@ -118,7 +118,7 @@ def binned(counts: jax.Array) -> Density:
 
 
 def from_sorted(w: jax.Array, valid: jax.Array, norm: Normalization) -> Density:
-    """The density of the first ``valid`` of at most BINS flat weights: a point a distinct weight."""
+    """The density of the first ``valid`` of at most BINS flat weights: a point for each value."""
     present = jnp.arange(w.size) < valid
     x = jnp.sort(jnp.where(present, norm.apply(w), jnp.inf))
     run = jnp.cumsum(jnp.diff(x, prepend=x[:1]) > 0)

@@ -81,7 +81,9 @@ def minimize(
         radius = effort.shrink**round_ / effort.lattice
         around = jnp.clip(best_u[:, None] + radius * jnp.asarray(offsets), 1e-6, 1 - 1e-6)
         if ordered:
-            around = jnp.where((around[..., 0] < around[..., 1])[..., None], around, best_u[:, None])
+            around = jnp.where(
+                (around[..., 0] < around[..., 1])[..., None], around, best_u[:, None]
+            )
         values = jax.vmap(evaluate)(around)
         at = argmin(values)
         value = jnp.take_along_axis(values, at[:, None], 1)[:, 0]
@@ -115,7 +117,6 @@ def maximize(
         on_grid: whether the values are the grid's (else cell means).
         effort: how finely to look.
     """
-
     sums = corr.by_key(m)
     rounded = jax.tree.map(lambda x: x.astype(jnp.float32), span)
 

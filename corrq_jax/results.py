@@ -1,0 +1,317 @@
+"""What a comparison of quantization methods measured: the records, as JSON and as CSV.
+
+These are plain records on numpy and the standard library, so that whatever measures, plots or
+prints them needs nothing else. A figure that was not measured, or is undefined, is None; NaN and
+infinity are refused, for JSON has neither and a table of them misleads.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from corrq_jax.errors import InputError
+
+_FORMAT = "corrq_jax.run"
+_VERSION = 1
+
+
+def _set_float(record: Any, name: str, *, optional: bool = False) -> None:
+    """Makes one field a finite Python float (numpy and JAX scalars included), or says why not."""
+    value = getattr(record, name)
+    if optional and value is None:
+        return
+    where = f"{type(record).__name__}.{name}"
+    allowed = "a finite number" + (", or None where it was not measured" if optional else "")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{where} is {value!r}; give {allowed}") from None
+    if not math.isfinite(number):
+        raise InputError(f"{where} is {number}; give {allowed}")
+    object.__setattr__(record, name, number)
+
+
+def _set_int(record: Any, name: str) -> None:
+    value = getattr(record, name)
+    try:
+        object.__setattr__(record, name, operator.index(value))
+    except TypeError:
+        where = f"{type(record).__name__}.{name}"
+        raise InputError(f"{where} is {value!r}; give a whole number") from None
+
+
+def _set_array(record: Any, name: str, dtype: type[np.generic]) -> None:
+    """Makes one field a read-only vector of `dtype`."""
+    where = f"{type(record).__name__}.{name}"
+    array = np.asarray(getattr(record, name))
+    if array.ndim != 1:
+        raise InputError(f"{where} has shape {array.shape}; give a vector")
+    if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
+        raise InputError(f"{where} has dtype {array.dtype}; give whole numbers")
+    array = array.astype(dtype)
+    if not np.isfinite(array).all():
+        raise InputError(f"{where} holds NaN or infinity; give finite numbers")
+    array.flags.writeable = False
+    object.__setattr__(record, name, array)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One method at one bit width, over a whole network.
+
+    Attributes:
+        method: the name that tables and figures show, such as 'linear + correlation'.
+        grid: the level grid, such as 'linear', 'exponential' or 'optimal'.
+        fit: how the grid was fitted, such as 'range' or 'correlation'.
+        levels: the stored values, such as 'means' or 'grid'.
+        bits: the nominal bits of a quantized weight, sign included.
+        bits_per_weight: stored bits a weight over the whole file, floats and headers included.
+        file_nbytes: the size in bytes of the file on disk.
+        mean_correlation: the mean over layers of rho, the correlation of the original and the
+            quantized weights.
+        min_correlation: the smallest rho of a layer.
+        top1: the share of views whose best class is the label, 0 to 1.
+        top5: the share of views whose label is among the five best classes, 0 to 1.
+        agreement: the share of views on which the float network gives the same best class.
+        kl: the mean Kullback-Leibler divergence from the float network's output, in nats.
+        logit_correlation: the correlation of the logits with the float network's.
+    """
+
+    method: str
+    grid: str
+    fit: str
+    levels: str
+    bits: int
+    bits_per_weight: float
+    file_nbytes: int
+    mean_correlation: float
+    min_correlation: float
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    logit_correlation: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "file_nbytes"):
+            _set_int(self, name)
+        for name in ("bits_per_weight", "mean_correlation", "min_correlation"):
+            _set_float(self, name)
+        for name in ("top1", "top5", "agreement", "kl", "logit_correlation"):
+            _set_float(self, name, optional=True)
+
+    @property
+    def key(self) -> str:
+        """'method @ bits', the key of `Run.layers`."""
+        return f"{self.method} @ {self.bits}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerResult:
+    """One quantized tensor.
+
+    Attributes:
+        path: its path in the parameter tree.
+        shape: its shape.
+        size: its number of weights.
+        bits: bits a weight.
+        correlation: rho, or None for a constant tensor, where it is undefined.
+        nbytes: its stored size in bytes, levels included.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    size: int
+    bits: int
+    correlation: float | None
+    nbytes: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(operator.index(n) for n in self.shape))
+        for name in ("size", "bits", "nbytes"):
+            _set_int(self, name)
+        _set_float(self, "correlation", optional=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerDensity:
+    """A tensor's weight density and the quantizer that was fitted to it.
+
+    Attributes:
+        path: the tensor's path in the parameter tree.
+        points: (bins,) float64, the support of the density in increasing order.
+        counts: (bins,) int64, the weights at each point.
+        boundaries: (levels - 1,) float64, the inner cell boundaries.
+        levels: (levels,) float64, the quantized values in increasing order.
+        bits: bits a weight.
+        method: the name of the method, as in `Result.method`.
+        correlation: rho of the original and the quantized weights.
+    """
+
+    path: str
+    points: np.ndarray
+    counts: np.ndarray
+    boundaries: np.ndarray
+    levels: np.ndarray
+    bits: int
+    method: str
+    correlation: float
+
+    def __post_init__(self) -> None:
+        for name in ("points", "boundaries", "levels"):
+            _set_array(self, name, np.float64)
+        _set_array(self, "counts", np.int64)
+        _set_int(self, "bits")
+        _set_float(self, "correlation")
+        self._check_density()
+
+    def _check_density(self) -> None:
+        if self.points.shape != self.counts.shape:
+            raise InputError(
+                f"LayerDensity of {self.path!r}: {self.points.size} points and {self.counts.size} "
+                "counts; give one count a point"
+            )
+        if (np.diff(self.points) < 0).any():
+            raise InputError(f"LayerDensity of {self.path!r}: points decrease; sort them")
+        if (self.counts < 0).any() or not self.counts.any():
+            raise InputError(
+                f"LayerDensity of {self.path!r}: counts are negative or all zero; "
+                "give the number of weights at each point"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerDensity):
+            return NotImplemented
+        return all(
+            np.array_equal(getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A network quantized in several ways, and what was measured.
+
+    Attributes:
+        network: the network's name.
+        weights: its number of weights.
+        float_nbytes: the size in bytes of the float network's file on disk.
+        photos: photos that the outputs were compared on.
+        views: views (crops and flips) of these photos.
+        float_top1: the float network's `Result.top1`, or None.
+        float_top5: the float network's `Result.top5`, or None.
+        results: one record a method and bit width.
+        layers: the quantized tensors of some results, by `Result.key`: 'method @ bits'.
+        densities: the densities to draw.
+        environment: versions and hardware, by name ('jax', 'corrq_jax', 'hardware', ...).
+    """
+
+    network: str
+    weights: int
+    float_nbytes: int
+    photos: int
+    views: int
+    float_top1: float | None
+    float_top5: float | None
+    results: tuple[Result, ...]
+    layers: Mapping[str, tuple[LayerResult, ...]]
+    densities: tuple[LayerDensity, ...]
+    environment: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "float_nbytes", "photos", "views"):
+            _set_int(self, name)
+        for name in ("float_top1", "float_top5"):
+            _set_float(self, name, optional=True)
+        for name in ("results", "densities"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        layers = {key: tuple(layers) for key, layers in self.layers.items()}
+        object.__setattr__(self, "layers", layers)
+        environment = {str(key): str(value) for key, value in self.environment.items()}
+        object.__setattr__(self, "environment", environment)
+
+    def to_json(self) -> str:
+        """The run as a JSON text; `from_json` gives back an equal run, to the last bit."""
+        body = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)}
+        return json.dumps(body, default=_plain, allow_nan=False, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InputError: the text is not JSON, not a run, of another version, or has missing or
+                unknown fields.
+        """
+        body = _run_body(text)
+        layers = body.get("layers")
+        if not isinstance(layers, dict) or not isinstance(body.get("environment"), dict):
+            raise InputError("a run's JSON has the objects 'layers' and 'environment'; one is not")
+        body["results"] = _records(Result, body.get("results"), "results")
+        body["densities"] = _records(LayerDensity, body.get("densities"), "densities")
+        body["layers"] = {
+            key: _records(LayerResult, value, f"layers[{key!r}]") for key, value in layers.items()
+        }
+        return _record(cls, body, "run")
+
+    def to_csv(self) -> str:
+        """`results` as CSV (RFC 4180, one header line); what was not measured is left empty."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(Result)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(result) for result in self.results)
+        return out.getvalue()
+
+
+def _plain(value: object) -> object:
+    """What json cannot write itself: arrays, as lists (Python writes floats exactly)."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _run_body(text: str) -> dict[str, Any]:
+    """The fields of the run, behind the check of format and version."""
+    try:
+        body = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"not JSON ({error}); give the text that Run.to_json wrote") from None
+    if not isinstance(body, dict) or body.pop("format", None) != _FORMAT:
+        raise InputError(f"not a run: no 'format': {_FORMAT!r}; give what Run.to_json wrote")
+    version = body.pop("version", None)
+    if version != _VERSION:
+        raise InputError(
+            f"a run of version {version!r}; this corrq_jax reads version {_VERSION}: "
+            "use the release that wrote it"
+        )
+    return body
+
+
+def _records(kind: type, values: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(values, list):
+        raise InputError(f"{where} of a run's JSON is {type(values).__name__}; it has to be a list")
+    return tuple(_record(kind, value, f"{where}[{i}]") for i, value in enumerate(values))
+
+
+def _record(kind: type, values: object, where: str) -> Any:
+    """One record, if `values` has exactly its fields."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    names = set(values) if isinstance(values, dict) else set()
+    if not isinstance(values, dict) or names != fields:
+        raise InputError(
+            f"{where} of a run's JSON lacks {sorted(fields - names)} and has unknown "
+            f"{sorted(names - fields)}; a {kind.__name__} has exactly {sorted(fields)}"
+        )
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} of a run's JSON: {error}") from error
