@@ -117,6 +117,18 @@ class Archive:
             total += int(np.prod(part.get_shape(), dtype=np.int64)) * itemsize
         return total
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a leaf."""
+        if self.is_quantized(name):
+            return tuple(self._record["tensors"][name]["shape"])
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a leaf, in the names of safetensors ("F32")."""
+        if self.is_quantized(name):
+            return self._record["tensors"][name]["dtype"]
+        return self._file.get_slice(name).get_dtype()
+
     def __getitem__(self, name: str) -> np.ndarray | QuantizedTensor:
         """One leaf, its checksum verified."""
         if not self.is_quantized(name):

@@ -150,10 +150,8 @@ def _problems(
     return problems + [f"unknown: {n}" for n in sorted(extra) if not n.endswith(_IGNORED)]
 
 
-_AXES = {
-    4: (2, 3, 1, 0),
-    2: (1, 0),
-}  # (out, in, kh, kw) to (kh, kw, in, out), (out, in) to (in, out)
+# (out, in, kh, kw) to (kh, kw, in, out), and (out, in) to (in, out), by the number of axes.
+_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def _flax_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

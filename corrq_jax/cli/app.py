@@ -1,0 +1,68 @@
+"""The application: its commands and what an error looks like."""
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from corrq_jax.cli import files, measure
+from corrq_jax.cli.show import errors
+from corrq_jax.errors import CorrqError
+
+app = typer.Typer(
+    name="corrq",
+    help="Trained networks in 1 to 8 bits a weight by maximal correlation: no data, no retraining.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+files.register(app)
+measure.register(app)
+
+_debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from corrq_jax import __version__
+
+        print(f"corrq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    del version
+    global _debug
+    _debug = debug
+
+
+def run() -> None:
+    """Run the command line on the process's arguments."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except (CorrqError, OSError) as error:
+        if _debug:
+            raise
+        errors.print(f"corrq: error: {_one_line(error)}", markup=False, highlight=False)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    del category, filename, lineno, file, line
+    errors.print(f"corrq: warning: {message}", markup=False, highlight=False)

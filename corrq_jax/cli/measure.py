@@ -1,0 +1,219 @@
+"""Commands that measure: demo, sweep, evaluate."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from corrq_jax.cli.files import AsJson, Input, read_tree
+from corrq_jax.cli.show import errors, output, progress, results_table, table
+from corrq_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from corrq_jax.fidelity import Subject
+    from corrq_jax.results import Run
+
+_MODEL = "efficientnet_lite0"
+
+Bits = Annotated[str, typer.Option(help="Bit widths: 8-2, or 4,3.")]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", help="A method (repeatable); all by default.")
+]
+Report = Annotated[pathlib.Path, typer.Option("-o", "--output", help="The folder to write.")]
+Data = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="A folder of pictures, a folder for each class; default: 24 photos."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command(epilog="Example:\n\n  corrq demo")(demo)
+    app.command(
+        epilog="Examples:\n\n  corrq sweep net.weights.h5 --bits 5-2\n\n"
+        "  corrq sweep efficientnet_lite0 --bits 4 --method optimal --method nf4"
+    )(sweep)
+    app.command(
+        epilog="Examples:\n\n  corrq evaluate lite0.safetensors\n\n"
+        "  corrq evaluate lite0.safetensors --data pictures/"
+    )(evaluate)
+
+
+def demo(out: Report = pathlib.Path("report"), bits: Bits = "8-2") -> None:
+    """Quantize a real ImageNet network by every method and compare it on real photos.
+
+    EfficientNet-Lite0 and 24 photos come inside installed packages; nothing is downloaded. Writes a
+    page with figures, and the results as JSON and CSV.
+    """
+    started = time.perf_counter()
+    from corrq_jax.fidelity import subject
+
+    errors.print(f"loading {_MODEL} and its photos", highlight=False)
+    run = _measure(_MODEL, None, subject(_MODEL), bits, None)
+    output.print(results_table(run))
+    _write(run, out)
+    output.print(
+        f"{run.photos} photos in {run.views} views: this is fidelity to the float network, not "
+        f"accuracy. {time.perf_counter() - started:.0f} s in all."
+    )
+
+
+def sweep(
+    source: Input,
+    bits: Bits = "8-2",
+    method: Methods = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option("-o", "--output", help="Also write a report here.")
+    ] = None,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods and bit widths on a file of weights, or on a known network and pictures."""
+    from corrq_jax import models
+
+    if not source.exists() and str(source) in models.names():
+        from corrq_jax.fidelity import subject
+
+        run = _measure(str(source), None, subject(str(source), data), bits, method)
+    elif data is not None:
+        raise InputError(f"--data needs a known network instead of {source}: {_names()}")
+    else:
+        run = _measure(source.name, read_tree(source), None, bits, method)
+    if out is not None:
+        _write(run, out)
+    if as_json:
+        print(run.to_json())
+    else:
+        output.print(results_table(run))
+
+
+def evaluate(
+    file: Annotated[
+        pathlib.Path | None,
+        typer.Argument(metavar="[FILE]", help="A quantized file; the float network if left out."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The network that the file holds.")] = _MODEL,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a quantized network beside the float one: top-1, top-5, agreement, KL."""
+    from corrq_jax.fidelity import subject
+
+    if file is not None and not file.exists():
+        raise InputError(f"{file}: there is no such file")
+    chosen = subject(model, data)
+    params = chosen.params if file is None else _params_of(file, chosen)
+    centre, all_views = chosen.measure(params)
+    if as_json:
+        found = {"photos": dataclasses.asdict(centre), "views": dataclasses.asdict(all_views)}
+        print(json.dumps(found))
+        return
+    rows = [
+        ("top-1", _share(centre.top1), f"{centre.count} photos, centre view"),
+        ("top-5", _share(centre.top5), f"{centre.count} photos, centre view"),
+        ("agreement", _share(all_views.agreement), f"{all_views.count} views, with float"),
+        ("KL from float", f"{all_views.kl:.4f}", f"{all_views.count} views, nats"),
+        ("logit correlation", f"{all_views.correlation:.5f}", f"{all_views.count} views"),
+    ]
+    output.print(table(f"{file or 'float'} as {model}", ("figure", "value", "on"), rows))
+
+
+def _params_of(file: pathlib.Path, chosen: "Subject") -> Any:
+    """The parameters in a file, by the network's own paths or by those of its original weights."""
+    import numpy as np
+
+    import corrq_jax as corrq
+    from corrq_jax import models
+    from corrq_jax.flax import functional
+    from corrq_jax.paths import flatten
+
+    tree = corrq.load(file)
+    paths = {path for path, _ in flatten(tree)[0]}
+    if paths == {path for path, _ in flatten(chosen.params)[0]}:
+        return tree
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(corrq.dequantize(tree))[0]}
+    try:
+        return functional(models.load(chosen.name, arrays))[1]
+    except InputError as error:
+        raise InputError(f"{file} does not hold {chosen.name}: {error}") from error
+
+
+def _measure(
+    network: str, params: Any, chosen: "Subject | None", bits: str, method: list[str] | None
+) -> "Run":
+    from corrq_jax import sweep as sweeping
+
+    methods = sweeping.methods(method) if method else sweeping.METHODS
+    cells = sweeping.cells(methods, _widths(bits))
+    if not cells:
+        raise InputError(f"--bits {bits}: none of the chosen methods has these bit widths")
+    reference = None
+    if chosen is not None:
+        params = chosen.params
+        reference = chosen.measure(params)[0]
+    measured = []
+    with progress(network, len(cells)) as advance:
+        steps = sweeping.sweep(params, cells, chosen.measure if chosen else None)
+        for result, report in steps:
+            measured.append((result, report))
+            advance(f"{result.method}, {result.bits} bits: rho {result.mean_correlation:.5f}")
+    if not len(measured[0][1]):
+        raise InputError(f"{network}: it has no kernel to quantize")
+    paths = sweeping.typical_paths(measured[0][1])
+    shown = [sweeping.layer_density(params, path, m, b) for path in paths for m, b in _drawn(cells)]
+    return sweeping.make_run(
+        network,
+        params,
+        measured,
+        shown,
+        photos=chosen.photos if chosen else 0,
+        views=len(chosen.images) if chosen else 0,
+        reference=reference,
+    )
+
+
+def _drawn(cells: list) -> list:
+    """The methods fitted by correlation at their width closest to 3 bits, where levels are seen."""
+    best = {}
+    for method, bits in cells:
+        if method.fit == "correlation":
+            best[method.name] = min(best.get(method.name, (method, bits)), (method, bits), key=_far)
+    return list(best.values())
+
+
+def _far(cell: Any) -> int:
+    return abs(cell[1] - 3)
+
+
+def _widths(text: str) -> list[int]:
+    """Bit widths from "8-2", "4" or "5,3"."""
+    widths: set[int] = set()
+    for part in text.split(","):
+        ends = part.strip().split("-")
+        if not all(end.isdecimal() for end in ends) or len(ends) > 2:
+            raise InputError(f"--bits {text!r}: give widths from 1 to 8, such as 8-2 or 4,3")
+        lo, hi = sorted((int(ends[0]), int(ends[-1])))
+        if lo < 1 or hi > 8:
+            raise InputError(f"--bits {text!r}: {lo if lo < 1 else hi} is not from 1 to 8")
+        widths.update(range(lo, hi + 1))
+    return sorted(widths)
+
+
+def _write(run: "Run", out: pathlib.Path) -> None:
+    from corrq_jax.html_report import write_report
+
+    *_, page = write_report(run, out, overwrite=True)
+    errors.print(f"wrote {page}", markup=False, highlight=False)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _names() -> str:
+    from corrq_jax import models
+
+    return ", ".join(models.names())

@@ -1,0 +1,91 @@
+"""Tables and progress on the terminal; plain and quiet where it is none."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from corrq_jax.results import Result, Run
+
+# A pipe gets lines of any length, so that no cell is cut.
+output = Console(soft_wrap=False, width=None if Console().is_terminal else 200, highlight=False)
+errors = Console(stderr=True, soft_wrap=True)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator:
+    """A bar on stderr that shows what is being done; yields ``advance(text)``."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=total, now="")
+
+        def advance(now: str = "", step: int = 1) -> None:
+            bar.update(task, advance=step, now=now)
+
+        yield advance
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def megabytes(nbytes: float) -> str:
+    """Bytes as text, in units of a million bytes."""
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.2f} kB"
+
+
+def results_table(run: Run) -> Table:
+    """The results of a sweep: sizes, correlations, and fidelity where it was measured."""
+    measured = run.views > 0
+    columns = ["method", "bits", "bits/weight", "file", "mean rho", "min rho"]
+    if measured:
+        columns += [f"top-1 of {run.photos}", "top-5", f"agreement of {run.views}", "KL"]
+    rows = [[*_sizes(r), *(_fidelity(r) if measured else [])] for r in run.results]
+    first = ["float", "32", "32.000", megabytes(run.float_nbytes), "1", "1"]
+    if measured:
+        first += [_percent(run.float_top1), _percent(run.float_top5), "100.0 %", "0"]
+    title = f"{run.network}: {run.weights:,} quantized weights"
+    return table(title, columns, [first, *rows])
+
+
+def _sizes(r: Result) -> list[str]:
+    return [
+        r.method,
+        str(r.bits),
+        f"{r.bits_per_weight:.3f}",
+        megabytes(r.file_nbytes),
+        f"{r.mean_correlation:.5f}",
+        f"{r.min_correlation:.5f}",
+    ]
+
+
+def _fidelity(r: Result) -> list[str]:
+    kl = "-" if r.kl is None else f"{r.kl:.3f}"
+    return [_percent(r.top1), _percent(r.top5), _percent(r.agreement), kl]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
