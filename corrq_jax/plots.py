@@ -192,7 +192,9 @@ def _lines(results: Sequence[Result]) -> Iterator[tuple[list[Result], MethodStyl
         yield sorted(line, key=lambda r: (r.bits, r.bits_per_weight)), style, method
 
 
-def _plot(axes: Axes, points: list[tuple[float, float]], style: MethodStyle, label: str) -> None:
+def _plot(
+    axes: Axes, points: Sequence[tuple[float, float]], style: MethodStyle, label: str
+) -> None:
     if points:
         axes.plot(*zip(*points, strict=True), label=label, **style.line())
 

@@ -46,14 +46,16 @@ class Grid(NamedTuple):
         place: ``(u1, u2, span, levels) -> (p1, p2)``, coordinates in [0, 1] to parameters.
         boundaries: ``(p1, p2, span, levels) -> float64[levels - 1]``, ascending.
         values: ``(p1, p2, span, levels) -> float64[levels]``, the values on the grid.
-        locate: ``(position, span) -> u`` for a grid whose two parameters are positions, of which
-            only ``u1 < u2`` makes sense; else None.
+        locate: ``(position, span) -> u1``, the inverse of ``place``: the coordinate that puts the
+            outermost boundary at a position.
+        ordered: whether both coordinates are positions, of which only ``u1 < u2`` makes sense.
     """
 
     place: Callable
     boundaries: Callable
     values: Callable
-    locate: Callable | None
+    locate: Callable
+    ordered: bool
 
 
 def level_count(bits: int, zero: bool = False) -> int:
@@ -120,6 +122,12 @@ def place_exponential(u1, u2, span: Span, levels: int):
     return _stretch(u1, reach, span.magnitude), place_ratio(u2, levels)
 
 
+def locate_exponential(position, span: Span):
+    """The coordinate of the outermost boundary: the inverse of `place_exponential`."""
+    reach = jnp.maximum(span.hi - span.origin, span.origin - span.lo)
+    return _unstretch(jnp.abs(position - span.origin), reach, span.magnitude)
+
+
 def place_ratio(u, levels: int):
     """A coordinate to the ratio q: even steps in the logarithm of the grid's range in octaves."""
     least, most = RANGE_OCTAVES
@@ -162,8 +170,10 @@ def _powers(q, count: int):
 
 
 GRIDS = {
-    "linear": Grid(place_linear, linear_boundaries, linear_values, locate_linear),
-    "exponential": Grid(place_exponential, exponential_boundaries, exponential_values, None),
+    "linear": Grid(place_linear, linear_boundaries, linear_values, locate_linear, True),
+    "exponential": Grid(
+        place_exponential, exponential_boundaries, exponential_values, locate_exponential, False
+    ),
 }
 
 

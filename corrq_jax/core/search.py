@@ -50,20 +50,20 @@ def argmin(x: jax.Array) -> jax.Array:
 
 
 def minimize(
-    objective: Callable, axis: jax.Array, ordered: bool, effort: Effort
+    objective: Callable, axes: tuple[jax.Array, jax.Array], ordered: bool, effort: Effort
 ) -> tuple[jax.Array, jax.Array]:
     """Coordinates (u1, u2) in [0, 1] with the smallest ``objective(u1, u2)``.
 
     Args:
         objective: scalar function of two float64 scalars; vmapped here.
-        axis: float64[lattice], ascending coordinates of the first lattice.
+        axes: two float64[lattice], ascending coordinates of the first lattice.
         ordered: look at ``u1 < u2`` only.
         effort: how finely to look.
     """
     evaluate = jax.vmap(lambda u: objective(u[0], u[1]))
     i, j = np.indices((effort.lattice, effort.lattice)).reshape(2, -1)
     keep = i < j if ordered else np.ones(i.size, bool)
-    points = jnp.stack([axis[i[keep]], axis[j[keep]]], axis=-1)
+    points = jnp.stack([axes[0][i[keep]], axes[1][j[keep]]], axis=-1)
     blocks = (i // effort.block * effort.lattice + j // effort.block)[keep]
     _, blocks = np.unique(blocks, return_inverse=True)
 
@@ -128,18 +128,18 @@ def maximize(
             return corr.noise_of_values(m, c, grid.values(*parameters, rounded, levels))
         return corr.noise_of_means(m, c)
 
-    axis = _lattice(m, grid, span, effort)
-    best = minimize(noise, axis, grid.locate is not None, effort)
+    gaps = _lattice(m, grid, span, effort)
+    even = jnp.linspace(0, 1, effort.lattice + 2)[1:-1]
+    axes = (gaps, gaps if grid.ordered else even)
+    best = minimize(noise, axes, grid.ordered, effort)
     return grid.place(*best, span, levels)
 
 
 def _lattice(m: corr.Moments, grid: Grid, span: Span, effort: Effort) -> jax.Array:
-    """Even coordinates and, for boundaries, the gaps between the outermost weights.
+    """Even coordinates, and those of the gaps between the outermost weights.
 
     With many levels the best range ends in one of these gaps, and an even lattice can miss it.
     """
-    if grid.locate is None:
-        return jnp.linspace(0, 1, effort.lattice + 2)[1:-1]
     even = jnp.linspace(0, 1, effort.lattice - 2 * effort.gaps + 2)[1:-1]
     rank = jnp.arange(1, effort.gaps + 2)
     rank = jnp.concatenate([rank, m.total - rank + 1])

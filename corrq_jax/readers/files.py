@@ -125,7 +125,8 @@ def _reader_by_content(path: pathlib.Path, head: bytes) -> _Reader | None:
         return _reader_of_archive(path)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return read_h5
-    # A header's length, then the header, a JSON object. Before pickles: the length may begin as one.
+    # A header's length, then the header, a JSON object. Asked before pickles, whose mark the
+    # length may begin with.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return read_safetensors
     if head.startswith(b"\x80"):  # A pickle's protocol mark: PyTorch before 1.6.
