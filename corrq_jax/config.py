@@ -55,7 +55,7 @@ class Config:
     'optimal'
     """
 
-    bits: int | tuple[tuple[str, int], ...] = 4
+    bits: int | Mapping[str, int] | tuple[tuple[str, int], ...] = 4
     grid: str = "optimal"
     fit: str | None = None
     levels: str | None = None
@@ -118,11 +118,15 @@ class Config:
         """Bits for a path; None if no pattern matches it."""
         if isinstance(self.bits, int):
             return self.bits
-        return next((bits for pattern, bits in self.bits if matches(path, pattern)), None)
+        return next((bits for pattern, bits in self._pairs() if matches(path, pattern)), None)
+
+    def _pairs(self) -> tuple[tuple[str, int], ...]:
+        assert isinstance(self.bits, tuple)  # __post_init__ made it one
+        return self.bits
 
     def patterns(self) -> tuple[str, ...]:
         """All path patterns in this configuration, for checking that each matches something."""
-        bits = () if isinstance(self.bits, int) else tuple(p for p, _ in self.bits)
+        bits = () if isinstance(self.bits, int) else tuple(p for p, _ in self._pairs())
         return bits + (self.select if isinstance(self.select, tuple) else ())
 
     def method(self, bits: int) -> Method:

@@ -131,8 +131,8 @@ def quantize(model: Any, bits: Any = 4, **options: Any) -> tuple[Any, Report]:
             return _quantize_tree(model, bits, **options)
         rest = {key: value for key, value in model.items() if key != "params"}
         params, report = _quantize_tree(model["params"], bits, **options)
-        variables = {"params": params, **rest}
-        return type(model)(variables), report  # a FrozenDict stays one
+        kind: Any = type(model)  # a FrozenDict stays one
+        return kind({"params": params, **rest}), report
     apply, params = functional(model)
     qparams, report = _quantize_tree(params, bits, **options)
     return QuantizedModel(apply, qparams), report

@@ -177,10 +177,8 @@ def encode(
         InputError: a level is outside of what the leaf's dtype can hold.
     """
     boundaries = jnp.asarray(quantizer.boundaries)
-    by_search = leaf.piece == core.SORTED_SIZE
-    if not by_search:
-        table, crowded = _lookup_table(boundaries)
-        by_search = bool(crowded)
+    table, crowded = _lookup_table(boundaries)
+    by_search = leaf.piece == core.SORTED_SIZE or bool(crowded)
     codes = np.empty(coding.packed_size(leaf.flat.size, bits), np.uint8)
     piece = coding.packed_size(leaf.piece, bits)
     waiting: deque[tuple[int, jax.Array]] = deque()

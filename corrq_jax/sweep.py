@@ -185,7 +185,9 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpus": str(os.cpu_count()),
-        "matmul precision": str(jax.config.jax_default_matmul_precision or "default"),
+        "matmul precision": str(
+            getattr(jax.config, "jax_default_matmul_precision", None) or "default"
+        ),
     }
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from corrq_jax.core import coding
 from corrq_jax.core.density import CHUNK
@@ -36,8 +37,8 @@ class QuantizedTensor:
         bits: bits of a code, 1 to 8; static.
     """
 
-    codes: jax.Array
-    levels: jax.Array
+    codes: jax.Array | np.ndarray
+    levels: jax.Array | np.ndarray
     shape: tuple[int, ...]
     dtype: str
     bits: int
@@ -64,7 +65,7 @@ class QuantizedTensor:
         that no shape compiles anew; a float64 tensor is then a numpy array if jax has float64
         switched off.
         """
-        if isinstance(self.codes, jax.core.Tracer) or isinstance(self.levels, jax.core.Tracer):
+        if isinstance(self.codes, Tracer) or isinstance(self.levels, Tracer):
             return self._traced()
         if self.codes.ndim > 1:
             return jnp.stack([self._at(i).dequantize() for i in range(self.codes.shape[0])])
@@ -94,7 +95,7 @@ class QuantizedTensor:
             part = out[start : start + CHUNK]
             np.take(levels.astype(dtype), index[: part.size], out=part, mode="clip")
         out = out.reshape(self.shape)
-        narrowed = dtype == np.float64 and not jax.config.jax_enable_x64
+        narrowed = jax.dtypes.canonicalize_dtype(dtype) != dtype
         return out if narrowed else jnp.asarray(out)
 
     def __repr__(self) -> str:

@@ -88,7 +88,7 @@ def _bin_points() -> np.ndarray:
     index = np.arange(BINS)
     bits = np.where(index >= BINS // 2, index - BINS // 2, BINS - 1 - index).astype(np.uint16)
     values = bits.view(np.float16).astype(np.float32)
-    largest = np.float32(np.finfo(np.float16).max)
+    largest = float(np.finfo(np.float16).max)
     values = np.nan_to_num(values, nan=largest, posinf=largest, neginf=-largest)
     return np.where(index >= BINS // 2, np.abs(values), -np.abs(values)).astype(np.float32)
 
