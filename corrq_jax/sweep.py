@@ -84,11 +84,16 @@ def sweep(
 
     Yields:
         The result and the report of each, as it is done.
+
+    Raises:
+        InputError: there is nothing to quantize, or as `corrq_jax.quantize`.
     """
     with tempfile.TemporaryDirectory(prefix="corrq-") as folder:
         file = pathlib.Path(folder) / "network.safetensors"
         for method, bits in chosen:
             qparams, report = quantize(params, config=method.config(bits))
+            if not report.rows:
+                raise InputError("the tree has no kernel to quantize")
             size = save(file, qparams)
             photos, views = measure(qparams) if measure else (None, None)
             yield _result(method, bits, report, size, photos, views), report

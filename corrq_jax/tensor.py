@@ -81,7 +81,7 @@ class QuantizedTensor:
 
         for _ in range(self.codes.ndim - 1):
             one = jax.vmap(one)
-        return one(self.codes, self.levels)
+        return one(jnp.asarray(self.codes), jnp.asarray(self.levels))
 
     def _in_pieces(self) -> jax.Array | np.ndarray:
         dtype = jnp.dtype(self.dtype)

@@ -63,38 +63,37 @@ def quantize(
 ) -> tuple[Any, Report]:
     """Quantize the kernels of a parameter tree, without data and without retraining.
 
-        For each selected tensor the quantizer of largest Pearson correlation between the weights and
-        the quantized weights is fitted to the density of the weights (docs/method.md; after
-        Pushkareva and Karandashev, OMNN 29(3), 2020).
+    For each selected tensor the quantizer of largest Pearson correlation between the weights and
+    the quantized weights is fitted to the density of the weights (docs/method.md; after
+    Pushkareva and Karandashev, OMNN 29(3), 2020).
 
     Args:
-            params: a pytree of arrays (numpy or jax; any shapes).
-            bits: bits a weight, 1 to 8, or a mapping from path pattern to bits, of which the first
-                that matches a path counts; selected leaves that no pattern matches stay as they are.
-            grid: "linear", "exponential", "optimal" or "nf4".
-            fit: "correlation" or "range"; None for the grid's own.
-            levels: "mean" or "grid"; None for the grid's own.
-            zero: whether zero is a level of the exponential grid.
-            select: predicate (path, leaf), or one or several path patterns; None for kernels and
-                embeddings. A pattern is a glob on the path, whose keys are joined by "/"; it also
-                selects all below it.
-            config: all options in one record; the other keywords must then be left out.
-            progress: called with the path of each tensor as it is done.
+        params: a pytree of arrays (numpy or jax; any shapes).
+        bits: bits a weight, 1 to 8, or a mapping from path pattern to bits, of which the first
+            that matches a path counts; selected leaves that no pattern matches stay as they are.
+        grid: "linear", "exponential", "optimal" or "nf4".
+        fit: "correlation" or "range"; None for the grid's own.
+        levels: "mean" or "grid"; None for the grid's own.
+        zero: whether zero is a level of the exponential grid.
+        select: predicate (path, leaf), or one or several path patterns; None for kernels and
+            embeddings. A pattern is a glob on the path, whose keys are joined by "/"; it also
+            selects all below it.
+        config: all options in one record; the other keywords must then be left out.
+        progress: called with the path of each tensor as it is done.
 
     Returns:
-            The tree with a `QuantizedTensor` in place of each selected leaf, and the `Report`. Leaves
-            that were not selected are the same objects as before.
+        The tree with a `QuantizedTensor` in place of each selected leaf, and the `Report`. Leaves
+        that were not selected are the same objects as before.
 
     Raises:
-            InputError: an option is not allowed, a pattern matches no leaf, or a selected weight is NaN
-                or infinite; the message names the argument or the path.
+        InputError: an option is not allowed, a pattern matches no leaf, or a selected weight is NaN
+            or infinite; the message names the argument or the path.
 
-        >>> import numpy as np
-    from jax.core import Tracer
-        >>> params = {"dense": {"kernel": np.linspace(-1, 1, 64).reshape(8, 8), "bias": np.zeros(8)}}
-        >>> qparams, report = quantize(params, bits=3)
-        >>> [(row.path, row.bits, round(row.correlation, 4)) for row in report]
-        [('dense/kernel', 3, 0.9923)]
+    >>> import numpy as np
+    >>> params = {"dense": {"kernel": np.linspace(-1, 1, 64).reshape(8, 8), "bias": np.zeros(8)}}
+    >>> qparams, report = quantize(params, bits=3)
+    >>> [(row.path, row.bits, round(row.correlation, 4)) for row in report]
+    [('dense/kernel', 3, 0.9923)]
     """
     single = Config(bits, grid, fit, levels, zero, select)  # type: ignore[arg-type]
     if config is None:

@@ -58,6 +58,7 @@ def quantize(
 ) -> None:
     """Quantize a file of weights and write one safetensors file."""
     import corrq_jax as corrq
+    from corrq_jax.paths import flatten
 
     config = corrq.Config(
         bits=_bits(bits or ["4"]),
@@ -67,12 +68,15 @@ def quantize(
         zero=zero,
         select=tuple(select) if select else None,
     )
+    if out.suffix.lower() != ".safetensors":
+        raise InputError(f"{out}: quantized files are safetensors; name it with .safetensors")
     if out.exists() and not force:
         raise InputError(f"{out} exists; choose another name or add --force")
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; make it first")
     tree = read_tree(source)
-    with progress("quantizing", len(tree)) as advance:
+    kernels = sum(leaf.ndim > 1 for _, leaf in flatten(tree)[0])
+    with progress("quantizing", kernels) as advance:
         qparams, report = corrq.quantize(tree, config=config, progress=advance)
     size = corrq.save(out, qparams, report=report, overwrite=force)
     if as_json:

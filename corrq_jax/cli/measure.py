@@ -160,8 +160,6 @@ def _measure(
         for result, report in steps:
             measured.append((result, report))
             advance(f"{result.method}, {result.bits} bits: rho {result.mean_correlation:.5f}")
-    if not len(measured[0][1]):
-        raise InputError(f"{network}: it has no kernel to quantize")
     paths = sweeping.typical_paths(measured[0][1])
     shown = [sweeping.layer_density(params, path, m, b) for path in paths for m, b in _drawn(cells)]
     return sweeping.make_run(

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from corrq_jax.results import Result, Run
 
@@ -25,13 +26,13 @@ errors = Console(stderr=True, soft_wrap=True)
 def progress(what: str, total: int) -> Iterator:
     """A bar on stderr that shows what is being done; yields ``advance(text)``."""
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", markup=False),
     )
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=total, now="")
@@ -43,12 +44,16 @@ def progress(what: str, total: int) -> Iterator:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    made = Table(title=title, title_justify="left", header_style="bold")
+    """A table whose first column is text and whose others are figures.
+
+    What a narrow terminal has no room for goes on in the next line: nothing is cut. Brackets in
+    names are no markup.
+    """
+    made = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))
     return made
 
 
