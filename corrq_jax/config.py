@@ -1,7 +1,7 @@
 """How to quantize: one frozen, hashable record, checked once when it is made."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -63,7 +63,7 @@ class Config:
     select: Select | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.grid not in _ALLOWED:
+        if not isinstance(self.grid, str) or self.grid not in _ALLOWED:
             raise InputError(f"grid={self.grid!r}: choose one of {', '.join(map(repr, _ALLOWED))}")
         for name in ("fit", "levels"):
             allowed = _ALLOWED[self.grid][name]
@@ -91,7 +91,7 @@ class Config:
         where = "bits" if pattern is None else f"bits[{pattern!r}]"
         try:
             value = int(bits)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = None
         if value is None or isinstance(bits, bool) or value != bits:
             raise InputError(f"{where}={bits!r}: give a whole number from 1 to 8, or a mapping")
@@ -106,7 +106,8 @@ class Config:
     def _checked_select(self) -> Select | tuple[str, ...] | None:
         if self.select is None or callable(self.select):
             return self.select
-        patterns = (self.select,) if isinstance(self.select, str) else tuple(self.select)
+        patterns = (self.select,) if isinstance(self.select, str) else self.select
+        patterns = tuple(patterns) if isinstance(patterns, Iterable) else ()
         if not patterns or not all(isinstance(p, str) and p for p in patterns):
             raise InputError(
                 f"select={self.select!r}: give a predicate (path, leaf), or path patterns such as "

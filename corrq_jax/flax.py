@@ -2,14 +2,26 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from corrq_jax.errors import InputError, require
+from corrq_jax.paths import flatten
 from corrq_jax.report import Report
 from corrq_jax.tree import dequantize as _dequantize_tree
 from corrq_jax.tree import quantize as _quantize_tree
+
+
+class _Leaf(NamedTuple):
+    """What has to be known of a variable to put it back; hashable."""
+
+    path: str
+    shape: tuple[int, ...]
+    key: Any  # the generator if it is a random key, whose plain data is then the parameter
+
+    def restored(self, leaf: Any) -> Any:
+        return leaf if self.key is None else jax.random.wrap_key_data(leaf, impl=self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,34 +35,46 @@ class Apply:
 
     graphdef: Any
     treedef: Any
-    leaves: tuple[tuple[Any, ...], ...]
+    leaves: tuple[_Leaf, ...]  # in the treedef's order
 
     def module(self, params: Any) -> Any:
-        """The NNX module with these parameters, decoded."""
-        found = _flat(_dequantize_tree(params), ())
-        if found.keys() != set(self.leaves):
-            missing = ["/".join(map(str, p)) for p in self.leaves if p not in found]
-            extra = ["/".join(map(str, p)) for p in found.keys() - set(self.leaves)]
-            raise InputError(
-                f"the parameters are not this network's: {missing[:5]} are missing and "
-                f"{extra[:5]} are unknown to it"
-            )
-        state = jax.tree_util.tree_unflatten(self.treedef, [found[p] for p in self.leaves])
+        """The NNX module with these parameters, decoded.
+
+        Raises:
+            InputError: a path is missing or unknown, or a shape is another; by name, not by order.
+        """
+        found = dict(flatten(_dequantize_tree(params))[0])
+        self._check(found)
+        leaves = [leaf.restored(found[leaf.path]) for leaf in self.leaves]
+        state = jax.tree_util.tree_unflatten(self.treedef, leaves)
         return require("flax.nnx", "flax").merge(self.graphdef, state)
+
+    def _check(self, found: dict[str, Any]) -> None:
+        shapes = {leaf.path: leaf.shape for leaf in self.leaves}
+        wrong = {
+            "missing": [path for path in shapes if path not in found],
+            "unknown to it": [path for path in found if path not in shapes],
+            "of another shape": [
+                f"{path} {_shape(found[path])} instead of {shape}"
+                for path, shape in shapes.items()
+                if path in found and _shape(found[path]) != shape
+            ],
+        }
+        if any(wrong.values()):
+            what = "; ".join(f"{_some(paths)} {why}" for why, paths in wrong.items() if paths)
+            raise InputError(f"the parameters are not this network's: {what}")
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for these arguments; its changes of state are dropped."""
         return self.module(params)(*args, **kwargs)
 
 
-def _flat(node: Any, keys: tuple[Any, ...]) -> dict[tuple[Any, ...], Any]:
-    if not isinstance(node, Mapping):
-        return {keys: node}
-    return {
-        path: leaf
-        for key, child in node.items()
-        for path, leaf in _flat(child, (*keys, key)).items()
-    }
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(getattr(leaf, "shape", ()))
+
+
+def _some(paths: list[str], most: int = 5) -> str:
+    return ", ".join(paths[:most]) + (", ..." if len(paths) > most else "")
 
 
 def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
@@ -60,7 +84,8 @@ def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
         model: a `flax.nnx.Module`; it is not changed.
 
     Returns:
-        The function, and all of the module's variables as a nested dictionary of arrays.
+        The function, and all of the module's variables as a nested dictionary of plain arrays;
+        random keys, of Dropout for instance, are there as their uint32 data.
 
     Raises:
         InputError: ``model`` is not an NNX module.
@@ -69,10 +94,18 @@ def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
     if not isinstance(model, nnx.Module):
         raise InputError(f"functional: a flax.nnx.Module is needed, not a {type(model).__name__}")
     graphdef, state = nnx.split(model)
-    params = nnx.to_pure_dict(state)
-    at = {id(leaf): path for path, leaf in _flat(params, ()).items()}
     leaves, treedef = jax.tree_util.tree_flatten(state)
-    return Apply(graphdef, treedef, tuple(at[id(leaf)] for leaf in leaves)), params
+    generators = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
+    plain = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    numbered = jax.tree_util.tree_unflatten(treedef, range(len(leaves)))
+    order = nnx.to_pure_dict(numbered)
+    path_of = {i: path for path, i in flatten(order)[0]}
+    known = [_Leaf(path_of[i], _shape(plain[i]), generators[i]) for i in range(len(leaves))]
+    return Apply(graphdef, treedef, tuple(known)), jax.tree.map(plain.__getitem__, order)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 @jax.tree_util.register_pytree_node_class

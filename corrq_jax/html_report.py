@@ -169,7 +169,7 @@ def _columns(run: Run) -> list[_Column]:
             *(lambda r: r.logit_correlation, _correlation, max),
         ),
         _Column(
-            *("bits / weight", "stored bits a weight, over the whole file"),
+            *("bits / weight", "stored bits a quantized weight, levels and header counted"),
             *(lambda r: r.bits_per_weight, lambda x: f"{x:.2f}"),
         ),
     ]
@@ -259,7 +259,7 @@ def _fidelity_figure(run: Run) -> _Figure:
     caption = (
         f"Agreement of the best class with the float network on {run.views:,} views of "
         f"{run.photos:,} photos (above) and the mean KL divergence from its output (below), "
-        "against stored bits a weight of the whole file."
+        "against stored bits a quantized weight, levels and header counted."
     )
     values = [(r, _percent(r.agreement)) for r in run.results if r.agreement is not None]
     alt = f"Line charts of agreement and KL against stored bits a weight. {_spoken(values)}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from typing import Any
 
 import jax
@@ -20,7 +21,6 @@ CONTAINERS = ("leaf", "none", "list", "tuple", "int", "dict")
 
 DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
@@ -71,8 +71,16 @@ class Plan:
     containers: dict[str, str]
 
     def header(self, checksums: list[int] | None = None) -> bytes:
-        """The header, its length in front; with checksums of zero if none are given."""
-        checksums = [0] * len(self.stored) if checksums is None else checksums
+        """The header, its length in front; with checksums of zero if none are given.
+
+        The first checksum in the file is that of the header itself with all of them zero.
+        """
+        blank = self._header([0] * (len(self.stored) + 1))
+        if checksums is None:
+            return blank
+        return self._header([zlib.crc32(blank[8:]), *checksums])
+
+    def _header(self, checksums: list[int]) -> bytes:
         record: dict[str, Any] = {"version": VERSION, "tensors": self.tensors}
         if self.containers:
             record["containers"] = self.containers
@@ -111,8 +119,13 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
-def plan(tree: Any, report: Report | None = None) -> Plan:
+def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Plan:
     """Lay out a tree.
+
+    Args:
+        tree: any pytree of arrays and `QuantizedTensor`.
+        report: if given, the correlation of each tensor is recorded.
+        strict: whether what cannot be stored is an error; it is left out otherwise.
 
     Raises:
         InputError: a leaf is not an array or of a dtype that safetensors cannot hold, or a key is
@@ -135,10 +148,10 @@ def plan(tree: Any, report: Report | None = None) -> Plan:
                 tensors[name] = _record(node, noise.get("/".join(keys)))
                 stored.append(Stored(name + CODES, node.codes))
                 stored.append(Stored(name + LEVELS, node.levels))
-            else:
+            elif strict or _is_storable(node):
                 stored.append(Stored(name, _storable("/".join(keys), node)))
             return
-        kind = _kind(node, children, "/".join(keys))
+        kind = _kind(node, children, "/".join(keys), strict)
         if kind is not None:
             containers[name] = kind
         for key, child in children:
@@ -148,7 +161,9 @@ def plan(tree: Any, report: Report | None = None) -> Plan:
     # Widest elements first keeps every tensor aligned to its element without padding.
     stored.sort(key=lambda s: -s.array.dtype.itemsize)
     by_name = {s.name: s for s in stored}
-    if len(by_name) < len(stored):
+    if strict and "__metadata__" in by_name:
+        raise InputError("safetensors keeps the name '__metadata__' for itself; rename that leaf")
+    if strict and len(by_name) < len(stored):
         names = [s.name for s in stored]
         twice = sorted({name for name in names if names.count(name) > 1})
         raise InputError(f"two leaves would be stored under the name {twice[0]!r}; rename one")
@@ -164,11 +179,19 @@ def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
     return record if noise is None else {**record, "noise": float(f"{noise:.6g}")}
 
 
+def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _is_storable(leaf: Any) -> bool:
+    return str(_as_array(leaf).dtype) in DTYPE_NAMES
+
+
 def _storable(path: str, leaf: Any) -> Any:
-    array = leaf
-    if not isinstance(leaf, jax.Array):
-        array = np.asarray(leaf)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = _as_array(leaf)
     if str(array.dtype) in DTYPE_NAMES:
         return array
     raise InputError(
@@ -177,7 +200,7 @@ def _storable(path: str, leaf: Any) -> Any:
     )
 
 
-def _kind(node: Any, children: list[tuple[Any, Any]], path: str) -> str | None:
+def _kind(node: Any, children: list[tuple[Any, Any]], path: str, strict: bool) -> str | None:
     """What a node has to be rebuilt as; None for a dictionary with text keys."""
     if node is None:
         return "none"
@@ -189,6 +212,8 @@ def _kind(node: Any, children: list[tuple[Any, Any]], path: str) -> str | None:
     if isinstance(node, dict) and not all(isinstance(key, str) for key in keys):
         if all(isinstance(key, int) and not isinstance(key, bool) for key in keys):
             return "int"
+        if not strict:
+            return None
         raise InputError(
             f"{path or 'the tree'}: the keys {keys[:3]} are neither all text nor all whole "
             "numbers; only such dictionaries can be stored"

@@ -70,7 +70,7 @@ class Leaf:
     @property
     def dtype(self) -> str:
         """Name of the dtype."""
-        return str(self.array.dtype)
+        return self.array.dtype.name  # whatever its byte order
 
     @property
     def piece(self) -> int:
@@ -107,7 +107,9 @@ def read(path: str, array: Any) -> Leaf:
         wide = np.asarray(flat).astype(np.float64)  # lo and hi may have been flushed to zero
         lo, hi = float(wide.min()), float(wide.max())
         largest = max(abs(lo), abs(hi))
-        factor = float(np.ldexp(1.0, -int(np.frexp(largest)[1]))) if largest else 1.0
+        # 1023 is float64's largest exponent: only its subnormal tensors would want a larger factor.
+        power = min(-int(np.frexp(largest)[1]), 1023)
+        factor = float(np.ldexp(1.0, power)) if largest else 1.0
     return Leaf(path, array, flat, factor, lo * factor, hi * factor)
 
 

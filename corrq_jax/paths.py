@@ -41,13 +41,13 @@ def flatten(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def escape(key: str) -> str:
-    """A key for use between slashes, as in a JSON pointer (RFC 6901)."""
-    return key.replace("~", "~0").replace("/", "~1")
+    """A key for use between slashes, as in a JSON pointer (RFC 6901); "~2" if it is empty."""
+    return key.replace("~", "~0").replace("/", "~1") or "~2"
 
 
 def unescape(key: str) -> str:
     """The key that `escape` was given."""
-    return key.replace("~1", "/").replace("~0", "~")
+    return key.replace("~2", "").replace("~1", "/").replace("~0", "~")
 
 
 def children(node: Any) -> list[tuple[Any, Any]] | None:

@@ -77,7 +77,7 @@ def density_caption(layer: LayerDensity) -> str:
     """One or two sentences on what `density_figure(layer)` shows and what lies outside it."""
     edges, _ = rebin(layer)
     text = (
-        f"{layer.counts.sum():,} weights of {layer.path}, {layer.method} at {layer.bits} bits: "
+        f"{layer.counts.sum():,} weights of {layer.path}, {layer.method} at {_bits(layer)}: "
         f"{layer.levels.size} levels, correlation {layer.correlation:.6f}."
     )
     outside = (layer.points < edges[0]) | (layer.points > edges[-1])
@@ -179,7 +179,7 @@ def fidelity_figure(results: Sequence[Result]) -> Figure:
         above.set_ylabel("agreement   (higher is better)")
         below.set_title("Divergence from the float network's output")
         below.set_ylabel("KL, nats   (lower is better)")
-        below.set_xlabel("stored bits a weight, whole file")
+        below.set_xlabel("stored bits a quantized weight")
         longer = max(above, below, key=lambda axes: len(axes.get_lines()))
         legend_below(figure, longer.get_lines(), 2)
     return figure
@@ -253,12 +253,14 @@ def _strip_axis(axes: Axes) -> None:
 
 
 def _set_titles(figure: Figure, layer: LayerDensity) -> None:
-    second = (
-        f"{layer.method}, {layer.bits} bits, \N{GREEK SMALL LETTER RHO} = {layer.correlation:.5f}"
-    )
+    second = f"{layer.method}, {_bits(layer)}, \N{GREEK SMALL LETTER RHO} = {layer.correlation:.5f}"
     figure.suptitle(
         f"{_shorten(layer.path)}\n{second}", fontsize=10, x=0.02, ha="left", parse_math=False
     )
+
+
+def _bits(layer: LayerDensity) -> str:
+    return "1 bit" if layer.bits == 1 else f"{layer.bits} bits"
 
 
 def _shorten(path: str, longest: int = 52) -> str:

@@ -70,9 +70,9 @@ class Result:
         method: the name that tables and figures show, such as 'linear + correlation'.
         grid: the level grid, such as 'linear', 'exponential' or 'optimal'.
         fit: how the grid was fitted, such as 'range' or 'correlation'.
-        levels: the stored values, such as 'means' or 'grid'.
+        levels: the stored values, 'mean' or 'grid'.
         bits: the nominal bits of a quantized weight, sign included.
-        bits_per_weight: stored bits a weight over the whole file, floats and headers included.
+        bits_per_weight: stored bits a quantized weight: codes, levels and their part of the header.
         file_nbytes: the size in bytes of the file on disk.
         mean_correlation: the mean over layers of rho, the correlation of the original and the
             quantized weights.

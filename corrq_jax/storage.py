@@ -76,12 +76,12 @@ class Archive:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         safetensors = require("safetensors", "files")
+        if os.path.isdir(self.path):  # noqa: PTH112
+            raise IsADirectoryError(f"{self.path} is a folder; give a file")
         try:
             self._file = safetensors.safe_open(self.path, framework="numpy")
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: there is no such file") from None
-        except IsADirectoryError:
-            raise IsADirectoryError(f"{self.path} is a folder; give a file") from None
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise self._broken(f"not a whole safetensors file ({error})") from None
         self._record = self._read_record(self._file.metadata() or {})
@@ -165,7 +165,10 @@ class Archive:
                     node.setdefault(last, {})
             else:
                 node[last] = self[name]
-        return _rebuild(root, "", containers)
+        try:
+            return _rebuild(root, "", containers)
+        except ValueError:
+            raise self._broken("its lists have keys that are not numbers") from None
 
     def _array(self, name: str) -> np.ndarray:
         try:
@@ -173,7 +176,7 @@ class Archive:
         except Exception as error:
             raise self._broken(f"the tensor {name!r} cannot be read ({error})") from None
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        at = self._order.index(name)
+        at = self._order.index(name) + 1
         if f"{zlib.crc32(data):08x}" != self._record["crc32"][8 * at : 8 * at + 8]:
             raise self._broken(f"the checksum of {name!r} does not fit its data")
         return array
@@ -208,13 +211,18 @@ class Archive:
             isinstance(tensors, dict)
             and isinstance(containers, dict)
             and isinstance(record.get("crc32"), str)
-            and len(record["crc32"]) == 8 * len(self._order)
+            and len(record["crc32"]) == 8 * (len(self._order) + 1)
             and all(_is_record(r) for r in tensors.values())
             and all(k in CONTAINERS for k in containers.values())
             and all(n + end in self._order for n in tensors for end in (CODES, LEVELS))
         )
         if not whole:
             raise self._broken("its corrq record does not fit its tensors")
+        with open(self.path, "rb") as file:  # noqa: PTH123
+            header = file.read(int.from_bytes(file.read(8), "little"))
+        digits = record["crc32"].encode()
+        if f"{zlib.crc32(header.replace(digits, b'0' * len(digits))):08x}" != digits[:8].decode():
+            raise self._broken("the checksum of the header does not fit it")
 
     def _broken(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {what}; the file is damaged, make or fetch it again")

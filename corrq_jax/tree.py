@@ -168,7 +168,7 @@ def _reason_against(config: Config, path: str, leaf: Any) -> str | None:
         )
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return "a random key"
-    if str(leaf.dtype) not in leaves.DTYPES:
+    if leaf.dtype.name not in leaves.DTYPES:
         return f"dtype {leaf.dtype}: only {', '.join(leaves.DTYPES)} are quantized"
     if leaf.size == 0:
         return "empty"
@@ -217,7 +217,7 @@ def _fit_and_encode(items: list, method: Method) -> Iterator[tuple[str, _Fitted]
 def _report(
     tree: Any, entries: list[tuple[str, Any]], fitted: dict[str, _Fitted], reasons: dict[str, str]
 ) -> Report:
-    file = layout.plan(tree)
+    file = layout.plan(tree, strict=False)
     rows, skipped = [], []
     for (path, original), nbytes in zip(entries, file.leaf_nbytes(), strict=True):
         if path in fitted:

@@ -3,21 +3,20 @@ import csv
 import dataclasses
 import html.parser
 import io
-import pathlib
 import re
-import runpy
 
 import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
+from synthetic_run import synthetic_run
+
 from corrq_jax import html_report
 from corrq_jax.errors import InputError
 from corrq_jax.results import LayerResult, Run
 
-synthetic = runpy.run_path(str(pathlib.Path(__file__).with_name("synthetic_run.py")))
-RUN = synthetic["synthetic_run"]()
+RUN = synthetic_run()
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 HOSTILE = "<script>alert('x')</script>&\"{{ 7*7 }}"
 

@@ -2,17 +2,15 @@ import csv
 import dataclasses
 import io
 import json
-import pathlib
-import runpy
 
 import numpy as np
 import pytest
+from synthetic_run import synthetic_run
 
 from corrq_jax.errors import InputError
 from corrq_jax.results import LayerDensity, LayerResult, Result, Run
 
-synthetic = runpy.run_path(str(pathlib.Path(__file__).with_name("synthetic_run.py")))
-RUN = synthetic["synthetic_run"]()
+RUN = synthetic_run()
 RESULT = RUN.results[0]
 DENSITY = RUN.densities[0]
 
