@@ -1,6 +1,8 @@
 """Slow, independent references in float64 NumPy: nothing here imports corrq_jax."""
 
+import kmeans1d
 import numpy as np
+import scipy.special
 
 
 def rho(w, q):
@@ -94,3 +96,110 @@ def brute_force(w, bits, grid, levels, zero=False, block=2000, **finer):
             noise = density.noise_of_values(boundaries[part], values[part])
         best = min(best, float(noise.min()))
     return best
+
+
+def quantile_sample(name, size=1_000_000):
+    """Quantiles of a unit-variance Gaussian or Laplace density at (i + 1/2) / size, ascending."""
+    p = (np.arange(size // 2) + 0.5) / size
+    half = scipy.special.ndtri(p) if name == "gaussian" else np.log(2 * p) / np.sqrt(2)
+    return np.concatenate([half, -half[::-1]])
+
+
+def samples(seed=0):
+    """Eight tensors of unlike densities and sizes, float32, by name."""
+    rng = np.random.default_rng(seed)
+    n = 20_000
+    outlier = rng.normal(size=n)
+    outlier[n // 3] = 1e6
+    arrays = {
+        "gaussian": quantile_sample("gaussian"),
+        "laplace": quantile_sample("laplace"),
+        "student": rng.standard_t(2, size=n),
+        "uniform": rng.uniform(-1, 2, size=n),
+        "bimodal": rng.normal(size=5000) * 0.2 + rng.choice([-1, 3], size=5000),
+        "skewed": rng.lognormal(size=n),
+        "outlier": outlier,
+        "small": rng.laplace(size=300),
+    }
+    return {name: a.astype(np.float32) for name, a in arrays.items()}
+
+
+def small_samples(seed=1):
+    """Eight tensors of 5 to 1,000 weights, float32; "tiny" is that of docs/method.md, section 4."""
+    rng = np.random.default_rng(seed)
+    draw = [rng.normal, rng.laplace, rng.exponential, rng.uniform]
+    sizes = [5, 6, 9, 17, 40, 350, 1000]
+    arrays = {f"n{n}": draw[i % 4](size=n) for i, n in enumerate(sizes)}
+    arrays["tiny"] = np.array([-4, -2, -1, -0.5, 0.5, 1, 2, 4])
+    return {name: a.astype(np.float32) for name, a in arrays.items()}
+
+
+def kmeans_noise(w, levels):
+    """1 - rho^2 of exact one-dimensional k-means."""
+    x = np.asarray(w, np.float64).ravel()
+    labels, centers = kmeans1d.cluster(x.tolist(), min(levels, np.unique(x).size))
+    error = x - np.asarray(centers)[np.asarray(labels)]
+    return float(error @ error / ((x - x.mean()) ** 2).sum())
+
+
+def noise_of(w, boundaries, values):
+    """1 - rho^2 of a quantizer, weight by weight; a weight at a boundary lies below it."""
+    w = np.asarray(w, np.float64).ravel()
+    return 1 - rho(w, np.asarray(values)[np.searchsorted(boundaries, w, side="left")]) ** 2
+
+
+def best_uniform(w, bits, centered, rounds=5):
+    """Smallest noise of any uniform grid with values on it: centred on zero, or anywhere.
+
+    A lattice over step and centre, then finer lattices around the 12 best points.
+    """
+    density = Sorted(w)
+    count = 2**bits
+    spread = np.sqrt(density.square / density.x.size)
+    steps = np.linspace(0.01, 8 / max(count / 4, 1), 120) * spread
+    centers = np.zeros(1) if centered else np.linspace(-1, 1, 81) * 3 * spread
+
+    def noise(step, center):
+        index = np.arange(count) - (count - 1) / 2
+        boundaries = center[:, None] + step[:, None] * (index[1:] + index[:-1]) / 2
+        return density.noise_of_values(boundaries, index)
+
+    step, center = (a.ravel() for a in np.meshgrid(steps, centers))
+    width_s = steps[1] - steps[0]
+    width_c = 0 if centered else centers[1] - centers[0]
+    for _ in range(rounds):
+        found = noise(step, center)
+        top = np.argsort(found)[:12]
+        fine = np.linspace(-1, 1, 13)
+        s = step[top][:, None, None] + width_s * fine[None, :, None]
+        c = center[top][:, None, None] + width_c * (fine[None, None, :] if width_c else 0)
+        s, c = (a.ravel() for a in np.broadcast_arrays(s, c))
+        step, center = s[s > 0], c[s > 0]
+        width_s, width_c = width_s / 5, width_c / 5
+    return float(min(noise(step, center).min(), found.min()))
+
+
+def pack(codes, bits):
+    """The bit stream of codes, by NumPy's own bits."""
+    digits = (np.asarray(codes, np.uint8)[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(digits.ravel().astype(np.uint8), bitorder="little")
+
+
+def histogram(x):
+    """{float16 value: how many of x round to it}; minus zero apart from zero."""
+    keys, counts = np.unique(
+        np.asarray(x, np.float32).astype(np.float16).view(np.uint16), return_counts=True
+    )
+    return {int(k): int(n) for k, n in zip(keys, counts, strict=True)}
+
+
+def nf4_levels():
+    """The 16 levels as printed in QLoRA (arXiv:2305.14314, appendix E)."""
+    return np.array(
+        [
+            -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+            -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+            0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+            0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+        ]
+    )  # fmt: skip

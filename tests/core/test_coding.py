@@ -1,0 +1,155 @@
+"""Codes: assignment to cells, and packing to b bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corrq_jax.core import coding
+from corrq_jax.core.density import BIN_POINTS, key
+
+RNG = np.random.default_rng(0)
+by_search = jax.jit(coding.assign_by_search)
+by_table = jax.jit(coding.assign_by_table)
+lookup_table = jax.jit(coding.lookup_table)
+
+
+def random_codes(size, bits):
+    return RNG.integers(0, 2**bits, size=size).astype(np.uint8)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 7, 8, 9, 16, 70, 100_003])
+def test_pack_is_numpys_bit_stream_and_unpack_its_inverse(bits, size):
+    codes = random_codes(size, bits)
+    packed = coding.pack(codes, bits)
+    assert packed.dtype == jnp.uint8
+    assert packed.size == coding.packed_size(size, bits) == -(-size * bits // 8)
+    np.testing.assert_array_equal(packed, oracles.pack(codes, bits))
+    unpacked = coding.unpack(packed, size, bits)
+    assert unpacked.dtype == jnp.uint8
+    np.testing.assert_array_equal(unpacked, codes)
+
+
+@given(bits=st.integers(1, 8), size=st.integers(0, 70), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_pack_and_unpack_any_codes(bits, size, data):
+    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=size, max_size=size))
+    codes = np.array(codes, np.uint8)
+    # Padded to one shape a bit width: every size goes through, few compile.
+    padded = np.pad(codes, (0, 72 - size))
+    packed = np.asarray(coding.pack(padded, bits))
+    np.testing.assert_array_equal(packed, oracles.pack(padded, bits))
+    kept = packed[: coding.packed_size(size, bits)]
+    again = coding.unpack(np.pad(kept, (0, packed.size - kept.size)), 72, bits)
+    np.testing.assert_array_equal(np.asarray(again)[:size], codes)
+
+
+@pytest.mark.parametrize(
+    ("bits", "codes", "expected"),
+    [
+        (1, [1, 0, 0, 0, 0, 0, 0, 1, 1], [0b10000001, 0b1]),
+        (2, [1, 2, 3, 0], [0b00111001]),
+        (3, [1, 2, 3], [0b11010001, 0b0]),
+        (3, [0, 1, 2, 3, 4, 5, 6, 7], [0b10001000, 0b11000110, 0b11111010]),
+        (4, [1, 2, 3], [0x21, 0x3]),
+        (5, [31, 0, 1], [0b00011111, 0b00000100]),
+        (8, [7, 255], [7, 255]),
+    ],
+)
+def test_literal_bytes(bits, codes, expected):
+    assert coding.pack(jnp.array(codes, jnp.uint8), bits).tolist() == expected
+
+
+def test_three_bits_take_three_eighths_of_a_byte():
+    assert coding.packed_size(8_000_000, 3) == 3_000_000
+    assert [coding.packed_size(n, 3) for n in range(4)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_pack_and_unpack_vmap(bits):
+    codes = random_codes((4, 33), bits)
+    packed = jax.vmap(lambda c: coding.pack(c, bits))(codes)
+    np.testing.assert_array_equal(packed, [oracles.pack(c, bits) for c in codes])
+    np.testing.assert_array_equal(jax.vmap(lambda p: coding.unpack(p, 33, bits))(packed), codes)
+
+
+def spread_boundaries(count):
+    """Boundaries of which no two share a bin."""
+    points = BIN_POINTS[np.abs(BIN_POINTS) < 30_000]
+    return np.sort(RNG.choice(np.unique(points), count, replace=False)) * np.float32(1 + 2e-5)
+
+
+def weights_for(boundaries):
+    """Random weights, the boundaries themselves, and their neighbours in float32 and float16."""
+    wide = RNG.normal(size=4000) * 10.0 ** RNG.uniform(-6, 4, size=4000)
+    around = [np.nextafter(boundaries, s, dtype=np.float32) for s in (-np.inf, np.inf)]
+    halves = boundaries.astype(np.float16).astype(np.float32)
+    x = np.concatenate([wide, boundaries, *around, halves, [0.0, -0.0, 32767, -32767]])
+    return RNG.permutation(np.clip(x, -32767, 32767).astype(np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 3, 15, 254, 255])
+def test_table_and_search_agree_with_numpy(count):
+    boundaries = spread_boundaries(count)
+    x = weights_for(boundaries)[:5000]
+    expected = np.searchsorted(boundaries, x, side="left")
+    table, crowded = lookup_table(boundaries)
+    assert not crowded
+    codes = by_table(x, boundaries, table)
+    assert codes.dtype == by_search(x, boundaries).dtype == jnp.uint8
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(by_search(x, boundaries), expected)
+
+
+def test_a_weight_at_a_boundary_lies_below_it():
+    boundaries = np.array([-1.5, 0.0, 0.1, 1000.3], np.float32)
+    table, _ = lookup_table(boundaries)
+    above = np.nextafter(boundaries, np.inf, dtype=np.float32)
+    # Subnormal numbers are zero to XLA.
+    above[1] = np.finfo(np.float32).tiny
+    for assign in (by_search, lambda x, b: by_table(x, b, table)):
+        np.testing.assert_array_equal(assign(boundaries, boundaries), [0, 1, 2, 3])
+        np.testing.assert_array_equal(assign(above, boundaries), [1, 2, 3, 4])
+
+
+def test_equal_boundaries_leave_a_cell_empty():
+    boundaries = np.array([1, 1, 2], np.float32)
+    np.testing.assert_array_equal(by_search(np.float32([1, 1.5, 2.5]), boundaries), [0, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "crowded"),
+    [([1.0, 2.0], False), ([1.0, 1.0], True), ([1.0, 1.0001], True), ([0.0, 1.0], False)],
+)
+def test_boundaries_that_share_a_bin_are_noticed(boundaries, crowded):
+    boundaries = np.array(boundaries, np.float32)
+    assert bool(lookup_table(boundaries)[1]) is crowded
+    assert (np.unique(key(jnp.asarray(boundaries))).size < boundaries.size) is crowded
+
+
+def test_jit_is_eager_and_vmap_is_a_loop():
+    boundaries = np.stack([spread_boundaries(15) for _ in range(3)])
+    x = np.stack([weights_for(b)[:500] for b in boundaries])
+    tables, _ = jax.vmap(coding.lookup_table)(boundaries)
+    by_vmap = jax.vmap(coding.assign_by_table)(x, boundaries, tables)
+    search_by_vmap = jax.vmap(coding.assign_by_search)(x, boundaries)
+    for i in range(3):
+        xi, b = jnp.asarray(x[i]), jnp.asarray(boundaries[i])
+        table, _ = coding.lookup_table(b)
+        eager = coding.assign_by_table(xi, b, table)
+        np.testing.assert_array_equal(tables[i], table)
+        np.testing.assert_array_equal(by_table(xi, b, table), eager)
+        np.testing.assert_array_equal(by_vmap[i], eager)
+        np.testing.assert_array_equal(search_by_vmap[i], eager)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_decode_looks_levels_up(dtype):
+    levels = jnp.array([-1, 0.5, 2], dtype)
+    found = coding.decode(jnp.array([[2, 0], [1, 1]], jnp.uint8), levels)
+    assert found.dtype == levels.dtype
+    assert found.tolist() == [[2, -1], [0.5, 0.5]]

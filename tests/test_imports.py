@@ -1,0 +1,146 @@
+"""Layers: which part of the package may import which, and what `import corrq_jax` loads."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import corrq_jax
+
+PACKAGE = pathlib.Path(corrq_jax.__file__).parent
+
+# Part of the package: (parts that it may import beside itself, third-party packages that it may).
+# A part is a module or subpackage of corrq_jax; "corrq_jax" is its __init__.py. Each line
+# imports from lines above it only. A new part needs a line here.
+LAYERS = {
+    "errors": ("", ""),
+    "atomic": ("", ""),
+    "report": ("", ""),
+    "core": ("", "jax numpy"),
+    "results": ("errors", "numpy"),
+    "readers": ("errors atomic", "numpy ml_dtypes h5py safetensors"),
+    "models": ("errors readers", "jax numpy flax"),
+    "data": ("errors", "numpy PIL tensorflow_datasets"),
+    "evaluation": ("errors", "jax numpy"),
+    "tensor": ("core", "jax numpy"),
+    "config": ("core errors", ""),
+    "paths": ("errors tensor", "jax"),
+    "leaf": ("core errors tensor", "jax numpy"),
+    "array": ("core config errors tensor", "jax"),
+    "layout": ("errors paths report tensor", "jax numpy"),
+    "storage": ("atomic core errors layout paths report tensor", "jax numpy safetensors"),
+    "tree": ("config core errors layout leaf paths report tensor", "jax numpy"),
+    "corrq_jax": ("array config core errors report storage tensor tree", ""),
+    "plot_style": ("atomic errors", "matplotlib"),
+    "plots": ("errors plot_style results", "numpy matplotlib"),
+    "html_report": ("atomic errors plots results", "jinja2"),
+    "flax": ("errors paths report tree", "jax flax"),
+    "fidelity": ("data errors evaluation flax models tree", "numpy jax"),
+    "sweep": (
+        "corrq_jax config core errors evaluation leaf paths report results storage tensor tree",
+        "jax numpy",
+    ),
+    "cli": (
+        "corrq_jax config data errors evaluation fidelity flax html_report models paths plots"
+        " readers report results storage sweep tensor tree",
+        "numpy typer rich jax",
+    ),
+    "__main__": ("cli", ""),
+}
+FORBIDDEN_AT_IMPORT = [
+    *("flax", "matplotlib", "PIL", "h5py", "safetensors", "rich", "typer", "jinja2"),
+    *("tensorflow_datasets", "tensorflow", "torch"),
+]
+
+
+def sources():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path):
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "corrq_jax" if first == "__init__" else first
+
+
+def imported(text):
+    """Dotted names that a module imports anywhere, those of `errors.require` included."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "corrq_jax":
+                yield from (f"corrq_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require":
+            yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def imports_of(text):
+    """(parts of corrq_jax, third-party packages)."""
+    parts, others = set(), set()
+    for name in imported(text):
+        top, _, rest = name.partition(".")
+        if top == "corrq_jax":
+            part = rest.partition(".")[0]
+            parts.add(part if part in LAYERS else "corrq_jax")
+        elif top not in sys.stdlib_module_names:
+            others.add(top)
+    return parts, others
+
+
+def test_every_part_has_a_layer():
+    assert {part_of(path) for path in sources()} <= LAYERS.keys()
+
+
+def test_layers_point_down_only():
+    order = list(LAYERS)
+    for part, (allowed, _) in LAYERS.items():
+        assert all(order.index(p) < order.index(part) for p in allowed.split()), part
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_a_module_imports_what_its_layer_may(path):
+    part = part_of(path)
+    allowed_parts, allowed_others = (set(names.split()) for names in LAYERS[part])
+    parts, others = imports_of(path.read_text(encoding="utf-8"))
+    assert parts - {part} <= allowed_parts
+    assert others <= allowed_others
+
+
+def test_the_table_holds_the_rules():
+    quantization = {"core", "config", "tensor", "leaf", "tree", "storage", "layout", "paths"}
+    allowed = {part: set(parts.split()) for part, (parts, _) in LAYERS.items()}
+    others = {part: set(names.split()) for part, (_, names) in LAYERS.items()}
+    assert allowed["core"] == set()
+    assert others["core"] == {"jax", "numpy"}
+    for part in ("models", "data", "evaluation", "readers"):
+        assert not allowed[part] & quantization
+    assert [part for part in allowed if "cli" in allowed[part]] == ["__main__"]
+    assert [part for part in others if "flax" in others[part]] == ["models", "flax"]
+
+
+def test_imports_are_found_wherever_they_are():
+    text = """if True:
+        import os, flax.nnx
+        from corrq_jax import quantize, leaf
+        def f():
+            from corrq_jax.core.fit import fit
+            return require("h5py", "files")
+    """
+    assert imports_of(text) == ({"corrq_jax", "leaf", "core"}, {"flax", "h5py"})
+
+
+def test_import_loads_no_optional_dependency():
+    code = f"""if True:
+        import sys
+        import corrq_jax
+        loaded = [m for m in {FORBIDDEN_AT_IMPORT} if m in sys.modules]
+        assert not loaded, loaded
+    """
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
