@@ -199,6 +199,9 @@ def encode(
             collect()
     while waiting:
         collect()
+    spare = -leaf.flat.size * bits % 8
+    if spare:
+        codes[-1] &= 0xFF >> spare  # the padding's codes: the stream ends in zeros
     return _tensor(leaf, codes, levels_in_weight_units(leaf, norm, quantizer.values), bits)
 
 

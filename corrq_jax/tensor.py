@@ -77,7 +77,8 @@ class QuantizedTensor:
     def _traced(self) -> jax.Array:
         def one(codes: jax.Array, levels: jax.Array) -> jax.Array:
             index = coding.unpack(codes, self.size, self.bits)
-            return coding.decode(index, levels).reshape(self.shape).astype(self.dtype)
+            dtype = jax.dtypes.canonicalize_dtype(self.dtype)
+            return coding.decode(index, levels).reshape(self.shape).astype(dtype)
 
         for _ in range(self.codes.ndim - 1):
             one = jax.vmap(one)

@@ -1,5 +1,6 @@
 """Commands on files of weights: quantize, inspect, dequantize."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Annotated, Any
@@ -84,7 +85,7 @@ def quantize(
         skipped = [vars(row) for row in report.skipped]
         print(json.dumps({"file": str(out), "nbytes": size, "rows": rows, "skipped": skipped}))
         return
-    print(report)
+    print(dataclasses.replace(report, file_nbytes=size))
     print(f"{out}: {size:,} bytes, the correlation of each tensor recorded in it")
 
 

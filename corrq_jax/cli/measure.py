@@ -49,10 +49,12 @@ def demo(out: Report = pathlib.Path("report"), bits: Bits = "8-2") -> None:
     page with figures, and the results as JSON and CSV.
     """
     started = time.perf_counter()
+    cells = _cells(bits, None)
+    _check_folder(out)
     from corrq_jax.fidelity import subject
 
     errors.print(f"loading {_MODEL} and its photos", highlight=False)
-    run = _measure(_MODEL, None, subject(_MODEL), bits, None)
+    run = _measure(_MODEL, None, subject(_MODEL), cells)
     output.print(results_table(run))
     _write(run, out)
     output.print(
@@ -74,14 +76,17 @@ def sweep(
     """Compare methods and bit widths on a file of weights, or on a known network and pictures."""
     from corrq_jax import models
 
+    cells = _cells(bits, method)
+    if out is not None:
+        _check_folder(out)
     if not source.exists() and str(source) in models.names():
         from corrq_jax.fidelity import subject
 
-        run = _measure(str(source), None, subject(str(source), data), bits, method)
+        run = _measure(str(source), None, subject(str(source), data), cells)
     elif data is not None:
         raise InputError(f"--data needs a known network instead of {source}: {_names()}")
     else:
-        run = _measure(source.name, read_tree(source), None, bits, method)
+        run = _measure(source.name, read_tree(source), None, cells)
     if out is not None:
         _write(run, out)
     if as_json:
@@ -141,15 +146,28 @@ def _params_of(file: pathlib.Path, chosen: "Subject") -> Any:
         raise InputError(f"{file} does not hold {chosen.name}: {error}") from error
 
 
-def _measure(
-    network: str, params: Any, chosen: "Subject | None", bits: str, method: list[str] | None
-) -> "Run":
+def _cells(bits: str, method: list[str] | None) -> list[Any]:
+    """Methods and widths as they were asked for, checked before anything is loaded."""
     from corrq_jax import sweep as sweeping
 
     methods = sweeping.methods(method) if method else sweeping.METHODS
     cells = sweeping.cells(methods, _widths(bits))
     if not cells:
         raise InputError(f"--bits {bits}: none of the chosen methods has these bit widths")
+    return cells
+
+
+def _check_folder(out: pathlib.Path) -> None:
+    """Before the work: that a report can be written here after it."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the report")
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} does not exist; make it first")
+
+
+def _measure(network: str, params: Any, chosen: "Subject | None", cells: list[Any]) -> "Run":
+    from corrq_jax import sweep as sweeping
+
     reference = None
     if chosen is not None:
         params = chosen.params

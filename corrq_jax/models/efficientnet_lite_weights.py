@@ -118,8 +118,8 @@ def _leaves(state: nnx.State) -> dict[Path, Any]:
 
 
 def _classes(arrays: Mapping[str, np.ndarray]) -> int:
-    shape = np.shape(arrays.get("_fc.bias", ()))
-    return shape[0] if len(shape) == 1 else 1000  # other shapes are reported with the rest
+    shape = np.shape(arrays.get("_fc.bias", 0.0))
+    return shape[0] if len(shape) == 1 and shape[0] else 1000  # others are reported with the rest
 
 
 def _problems(
