@@ -18,7 +18,7 @@ from corrq_jax.core import coding
 from corrq_jax.core import density as core
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.errors import InputError
-from corrq_jax.tensor import QuantizedTensor
+from corrq_jax.tensor import QuantizedTensor, empty_to_hand_over
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Dtypes that can be quantized."""
@@ -37,8 +37,8 @@ _lookup_table = jax.jit(coding.lookup_table)
 
 
 @partial(jax.jit, static_argnames="bits")
-def _codes_by_table(chunk, norm, boundaries, table, bits):
-    return coding.pack(coding.assign_by_table(norm.apply(chunk), boundaries, table), bits)
+def _codes_by_table(chunk, norm, table, bits):
+    return coding.pack(coding.assign_by_table(norm.apply(chunk), table), bits)
 
 
 @partial(jax.jit, static_argnames="bits")
@@ -179,9 +179,9 @@ def encode(
         InputError: a level is outside of what the leaf's dtype can hold.
     """
     boundaries = jnp.asarray(quantizer.boundaries)
-    table, crowded = _lookup_table(boundaries)
-    by_search = leaf.piece == core.SORTED_SIZE or bool(crowded)
-    codes = np.empty(coding.packed_size(leaf.flat.size, bits), np.uint8)
+    table, exact = _lookup_table(boundaries)
+    by_table = leaf.piece > core.SORTED_SIZE and bool(exact)
+    codes = empty_to_hand_over(coding.packed_size(leaf.flat.size, bits), np.uint8)
     piece = coding.packed_size(leaf.piece, bits)
     waiting: deque[tuple[int, jax.Array]] = deque()
 
@@ -190,10 +190,10 @@ def encode(
         codes[start : start + piece] = np.asarray(part)[: codes.size - start]
 
     for i, (chunk, _) in enumerate(leaf.pieces()):
-        if by_search:
-            part = _codes_by_search(chunk, norm, boundaries, bits)
+        if by_table:
+            part = _codes_by_table(chunk, norm, table, bits)
         else:
-            part = _codes_by_table(chunk, norm, boundaries, table, bits)
+            part = _codes_by_search(chunk, norm, boundaries, bits)
         waiting.append((i * piece, part))
         if len(waiting) > _IN_FLIGHT:
             collect()
@@ -239,4 +239,4 @@ def _tensor(leaf: Leaf, codes: np.ndarray, levels: np.ndarray, bits: int) -> Qua
         limit = float(jnp.finfo(leaf.dtype).max)
         kept = jnp.asarray(np.clip(levels, -limit, limit).astype(np.float32))
     shape = tuple(int(n) for n in leaf.array.shape)
-    return QuantizedTensor(jnp.asarray(codes), kept, shape, leaf.dtype, bits)
+    return QuantizedTensor(jax.device_put(codes), kept, shape, leaf.dtype, bits)

@@ -87,7 +87,7 @@ class QuantizedTensor:
     def _in_pieces(self) -> jax.Array | np.ndarray:
         dtype = jnp.dtype(self.dtype)
         codes, levels = np.asarray(self.codes), np.asarray(self.levels)
-        out = np.empty(self.size, dtype)
+        out = empty_to_hand_over(self.size, dtype)
         piece = CHUNK * self.bits // 8
         for i, start in enumerate(range(0, self.size, CHUNK)):
             packed = codes[i * piece : (i + 1) * piece]
@@ -97,13 +97,24 @@ class QuantizedTensor:
             np.take(levels.astype(dtype), index[: part.size], out=part, mode="clip")
         out = out.reshape(self.shape)
         narrowed = jax.dtypes.canonicalize_dtype(dtype) != dtype
-        return out if narrowed else jnp.asarray(out)
+        return out if narrowed else jax.device_put(out)
 
     def __repr__(self) -> str:
         return (
             f"QuantizedTensor(shape={self.shape}, dtype={self.dtype}, bits={self.bits}, "
             f"levels={jnp.shape(self.levels)[-1:]})"
         )
+
+
+def empty_to_hand_over(size: int, dtype: np.dtype | type) -> np.ndarray:
+    """A flat numpy array to fill and give to `jax.device_put`, which does not copy it on a CPU.
+
+    XLA takes over host memory that is aligned to 64 bytes, and numpy's own is not.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    raw = np.empty(size * itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size * itemsize].view(dtype)
 
 
 def is_quantized(leaf: object) -> bool:

@@ -11,30 +11,28 @@ from math import gcd
 import jax
 import jax.numpy as jnp
 
-from corrq_jax.core.density import BINS, key
+from corrq_jax.core.density import BINS, key, snap
 
 
 def lookup_table(boundaries: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A table that turns assignment into one look-up and one comparison.
+    """A table that turns assignment into one look-up.
 
     Args:
         boundaries: float32[levels - 1], ascending, in normalized units.
 
     Returns:
-        table: uint8[BINS], the number of boundaries whose bin lies below each bin.
-        crowded: bool scalar, whether two boundaries share a bin; the table does not serve then.
+        table: uint8[BINS], the number of boundaries below each bin.
+        exact: bool scalar, whether all boundaries are edges of bins (`corrq_jax.core.density.snap`
+            moves them there); the table serves only then.
     """
     count = jnp.zeros(BINS, jnp.int32).at[key(boundaries)].add(1)
     below = jnp.cumsum(count) - count
-    return below.astype(jnp.uint8), count.max() > 1
+    return below.astype(jnp.uint8), (snap(boundaries) == boundaries).all()
 
 
-def assign_by_table(x: jax.Array, boundaries: jax.Array, table: jax.Array) -> jax.Array:
-    """uint8 codes of flat normalized weights, by `lookup_table` (not crowded)."""
-    code = table.at[key(x)].get(mode="promise_in_bounds")
-    # In the bin of a boundary the table counts the boundaries before it; one comparison decides.
-    above = jnp.concatenate([boundaries, jnp.full(1, jnp.inf, jnp.float32)])
-    return code + (x > above.at[code].get(mode="promise_in_bounds")).astype(jnp.uint8)
+def assign_by_table(x: jax.Array, table: jax.Array) -> jax.Array:
+    """uint8 codes of normalized weights, by an exact `lookup_table`."""
+    return table.at[key(x)].get(mode="promise_in_bounds")
 
 
 def assign_by_search(x: jax.Array, boundaries: jax.Array) -> jax.Array:

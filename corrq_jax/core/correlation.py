@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax.core.density import BIN_POINTS, BINS, CHUNK, Density, key
+from corrq_jax.core.density import BINS, CHUNK, Density, key
 
 
 class Moments(NamedTuple):
@@ -76,28 +76,6 @@ def by_key(m: Moments) -> jax.Array:
     """
     points = jnp.zeros(BINS + 1, jnp.int32).at[key(m.points) + 1].add(1)
     return m.sums.at[jnp.cumsum(points)].get(mode="promise_in_bounds")
-
-
-def key_edges(boundaries: jax.Array) -> jax.Array:
-    """int32: `bin_edges` for sums `by_key`."""
-    boundaries = boundaries.astype(jnp.float32)
-    limit = float(jnp.finfo(jnp.float16).max)
-    rounded = jnp.clip(boundaries, -limit, limit).astype(jnp.float16)
-    return key(rounded) + (rounded.astype(jnp.float32) <= boundaries)
-
-
-def snap(boundaries: jax.Array) -> jax.Array:
-    """float32 boundaries moved to the edge of their float16 bin that `key_edges` takes them for.
-
-    They move by at most 2**-11 of their distance from zero, and cut no bin in two: the cells of the
-    weights are then exactly the cells of their density. Without this a search would be rewarded for
-    boundaries so close to an outlier that the density cannot tell on which side it lies.
-    """
-    edge = key_edges(boundaries)
-    points = jnp.asarray(BIN_POINTS)
-    below = points.at[jnp.maximum(edge - 1, 0)].get(mode="promise_in_bounds")
-    above = points.at[jnp.minimum(edge, BINS - 1)].get(mode="promise_in_bounds")
-    return (below + above) / 2
 
 
 def cells(sums: jax.Array, edges: jax.Array) -> Cells:

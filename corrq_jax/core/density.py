@@ -96,6 +96,39 @@ def _bin_points() -> np.ndarray:
 BIN_POINTS = _bin_points()
 
 
+def _bin_edges() -> np.ndarray:
+    """float32[BINS]: the largest float32 that rounds to each bin."""
+    middle = (BIN_POINTS[:-1].astype(np.float64) + BIN_POINTS[1:]).astype(np.float32) / 2
+    middle = np.append(middle, BIN_POINTS[-1])
+    # A tie rounds to the even neighbour: the edge lies just below it where that is the upper one.
+    up = middle.astype(np.float16).astype(np.float32) > BIN_POINTS
+    edges = np.where(up, np.nextafter(middle, np.float32(-np.inf)), middle)
+    edges[BINS // 2 - 1] = edges[BINS // 2]  # no comparison separates -0 from 0
+    return edges
+
+
+BIN_EDGES = _bin_edges()
+
+
+def bins_below(boundaries: jax.Array) -> jax.Array:
+    """int32: how many bins lie below each boundary; the bin that it cuts does if its point does."""
+    boundaries = boundaries.astype(jnp.float32)
+    limit = float(BIN_POINTS[-1])
+    rounded = jnp.clip(boundaries, -limit, limit).astype(jnp.float16)
+    return key(rounded) + (rounded.astype(jnp.float32) <= boundaries)
+
+
+def snap(boundaries: jax.Array) -> jax.Array:
+    """float32 boundaries moved to the edge of a bin, by at most 2**-11 of their distance from zero.
+
+    They then cut no bin in two: the cells of the weights are exactly those of their density, and
+    the bin of a weight tells its cell. Without this a search would be rewarded for boundaries so
+    close to an outlier that the density cannot tell on which side it lies.
+    """
+    upper = jnp.maximum(bins_below(boundaries) - 1, 0)
+    return jnp.asarray(BIN_EDGES).at[upper].get(mode="promise_in_bounds")
+
+
 def empty_counts() -> jax.Array:
     """int32[BINS] of zeros, to accumulate into."""
     return jnp.zeros(BINS, jnp.int32)
@@ -126,6 +159,11 @@ def from_sorted(w: jax.Array, valid: jax.Array, norm: Normalization) -> Density:
     points = points.at[run].min(x, mode="promise_in_bounds")
     counts = jnp.zeros(BINS, jnp.int32).at[run].add(present, mode="promise_in_bounds")
     return Density(points, counts)
+
+
+def is_binned(density: Density) -> jax.Array:
+    """Whether the points (a bool scalar) are those of the bins, not sorted weights."""
+    return density.points[0] == BIN_POINTS[0]  # far below every normalized weight
 
 
 def density(w: jax.Array) -> tuple[Density, Normalization]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from corrq_jax.core import correlation as corr
 from corrq_jax.core import grids
-from corrq_jax.core.density import Density, Normalization
+from corrq_jax.core.density import Density, Normalization, is_binned, snap
 from corrq_jax.core.optimal import optimal_values
 from corrq_jax.core.search import Effort, argmin, maximize
 
@@ -128,6 +128,8 @@ def fit(density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, met
         if method.grid == "optimal":
             values = optimal_values(density, m, count)
             boundaries = grids.midpoints(values).astype(jnp.float32)
+            # Sorted weights can be closer than a bin, and small tensors need their exact optimum.
+            boundaries = jnp.where(is_binned(density), snap(boundaries), boundaries)
             noise = corr.noise_of_means(m, corr.cells(m.sums, corr.bin_edges(m, boundaries)))
             return Quantizer(boundaries, values, noise)
         span = span_of(m, density, lo, hi, norm)
@@ -137,7 +139,7 @@ def fit(density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, met
             grid = grids.GRIDS[method.grid]
             on_grid = method.levels == "grid"
             parameters = maximize(m, grid, span, count, on_grid, method.effort)
-            boundaries = corr.snap(grid.boundaries(*parameters, span, count))
+            boundaries = snap(grid.boundaries(*parameters, span, count))
             values = grid.values(*parameters, span, count)
         boundaries = boundaries.astype(jnp.float32)
         c = corr.cells(m.sums, corr.bin_edges(m, boundaries))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax.core import correlation as corr
+from corrq_jax.core.density import bins_below
 from corrq_jax.core.grids import Grid, Span
 
 
@@ -123,7 +124,7 @@ def maximize(
     def noise(u1, u2):
         # float32 places a boundary far finer than the bins that decide; it is twice as fast.
         parameters = [p.astype(jnp.float32) for p in grid.place(u1, u2, span, levels)]
-        c = corr.cells(sums, corr.key_edges(grid.boundaries(*parameters, rounded, levels)))
+        c = corr.cells(sums, bins_below(grid.boundaries(*parameters, rounded, levels)))
         if on_grid:
             return corr.noise_of_values(m, c, grid.values(*parameters, rounded, levels))
         return corr.noise_of_means(m, c)

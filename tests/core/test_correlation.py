@@ -138,12 +138,3 @@ def test_noise_is_one_where_nothing_or_the_opposite_is_explained():
     boundaries = np.array([0.0])
     assert quantities(w, boundaries, [1.0, -1.0])[1] == 1
     assert quantities(w, boundaries, [1.0, 1.0])[1] == 1
-
-
-def test_key_edges_and_snapped_boundaries_cut_no_bin():
-    boundaries = jnp.asarray(np.sort(RNG.normal(size=200) * 1000), jnp.float32)
-    snapped = corr.snap(boundaries)
-    np.testing.assert_array_equal(corr.key_edges(snapped), corr.key_edges(boundaries))
-    np.testing.assert_allclose(snapped, boundaries, rtol=2**-10.9)
-    as_half = np.asarray(snapped, np.float16).astype(np.float32)
-    assert (as_half != np.asarray(snapped)).all()

@@ -177,3 +177,12 @@ def test_one_compilation_serves_all_shapes():
     many = [(3, 3, 4, n) for n in range(2, 12)]
     corrq.quantize(tree((300, 200), (7, 9), (2, 20_000), (5, 1100, 1000), *many), bits=4)
     assert {name: f._cache_size() for name, f in jitted.items()} == before
+
+
+def test_snapped_boundaries_cut_no_bin():
+    boundaries = jnp.asarray(np.sort(np.random.default_rng(5).normal(size=200) * 1000), jnp.float32)
+    snapped = core.snap(boundaries)
+    np.testing.assert_array_equal(core.snap(snapped), snapped)
+    np.testing.assert_array_equal(core.bins_below(snapped), core.bins_below(boundaries))
+    # Half of float16's spacing either way, which is at most 2**-10 of a number.
+    np.testing.assert_allclose(snapped, boundaries, rtol=2**-10.9)
