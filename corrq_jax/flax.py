@@ -105,7 +105,7 @@ def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 @jax.tree_util.register_pytree_node_class
