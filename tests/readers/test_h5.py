@@ -1,13 +1,12 @@
 """Keras's two HDF5 layouts, written here as Keras writes them."""
 
+import h5py
 import ml_dtypes
 import numpy as np
 import pytest
 
 import corrq_jax
 from corrq_jax.readers import read_weights
-
-h5py = pytest.importorskip("h5py")
 
 KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
 BIAS = np.arange(4, dtype=np.float32)
