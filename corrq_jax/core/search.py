@@ -22,7 +22,7 @@ class Effort(NamedTuple):
     """How finely a search looks; what was measured is in docs/method.md, section 5.
 
     Attributes:
-        lattice: points along each coordinate of the first lattice.
+        lattice: points along a coordinate that is a position, in the first lattice.
         gaps: how many of these, at each end, are gaps between the outermost weights.
         block: lattice points along each side of a block that yields one start.
         starts: starts that are refined.
@@ -31,10 +31,10 @@ class Effort(NamedTuple):
         shrink: size of a refinement's lattice relative to the one before.
     """
 
-    lattice: int = 160
+    lattice: int = 240
     gaps: int = 20
-    block: int = 10
-    starts: int = 32
+    block: int = 15
+    starts: int = 24
     rounds: int = 8
     local: int = 7
     shrink: float = 0.45
@@ -57,12 +57,12 @@ def minimize(
 
     Args:
         objective: scalar function of two float64 scalars; vmapped here.
-        axes: two float64[lattice], ascending coordinates of the first lattice.
+        axes: ascending float64 coordinates of the first lattice, along u1 and along u2.
         ordered: look at ``u1 < u2`` only.
         effort: how finely to look.
     """
     evaluate = jax.vmap(lambda u: objective(u[0], u[1]))
-    i, j = np.indices((effort.lattice, effort.lattice)).reshape(2, -1)
+    i, j = np.indices([len(axis) for axis in axes]).reshape(2, -1)
     keep = i < j if ordered else np.ones(i.size, bool)
     points = jnp.stack([axes[0][i[keep]], axes[1][j[keep]]], axis=-1)
     blocks = (i // effort.block * effort.lattice + j // effort.block)[keep]
@@ -74,12 +74,13 @@ def minimize(
     best_u = points[start_of[order]]
     best = found[start_of[order]]
 
+    spacing = 1 / np.array([len(axis) for axis in axes])
     offsets = np.linspace(-1, 1, effort.local)
     offsets = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), -1).reshape(-1, 2)
 
     def refine(round_, state):
         best_u, best = state
-        radius = effort.shrink**round_ / effort.lattice
+        radius = effort.shrink**round_ * spacing
         around = jnp.clip(best_u[:, None] + radius * jnp.asarray(offsets), 1e-6, 1 - 1e-6)
         if ordered:
             around = jnp.where(
@@ -130,7 +131,8 @@ def maximize(
         return corr.noise_of_means(m, c)
 
     gaps = _lattice(m, grid, span, effort)
-    even = jnp.linspace(0, 1, effort.lattice + 2)[1:-1]
+    # Of ordered pairs only half are looked at; a ratio needs half as many points as a position.
+    even = jnp.linspace(0, 1, effort.lattice // 2 + 2)[1:-1]
     axes = (gaps, gaps if grid.ordered else even)
     best = minimize(noise, axes, grid.ordered, effort)
     return grid.place(*best, span, levels)
