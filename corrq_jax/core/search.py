@@ -33,8 +33,8 @@ class Effort(NamedTuple):
 
     lattice: int = 240
     gaps: int = 20
-    block: int = 15
-    starts: int = 24
+    block: int = 8
+    starts: int = 40
     rounds: int = 8
     local: int = 7
     shrink: float = 0.45
