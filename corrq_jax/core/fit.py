@@ -89,6 +89,24 @@ def _range_boundaries(method: Method, m: corr.Moments, span: grids.Span, count: 
     return grids.midpoints(values), values
 
 
+def _maximized(method: Method, m: corr.Moments, span: grids.Span, plain):
+    """Boundaries and values of largest correlation on a grid; the plain ones where none is better.
+
+    The search sees a lattice, and on tensors of a few dozen weights a plain range can beat it.
+    """
+    grid, count, on_grid = grids.GRIDS[method.grid], len(plain[1]), method.levels == "grid"
+    parameters = maximize(m, grid, span, count, on_grid, method.effort)
+    found = grid.boundaries(*parameters, span, count), grid.values(*parameters, span, count)
+    found, plain = ((snap(boundaries), values) for boundaries, values in (found, plain))
+
+    def noise(boundaries, values):
+        c = corr.cells(m.sums, corr.bin_edges(m, boundaries))
+        return corr.noise_of_values(m, c, values) if on_grid else corr.noise_of_means(m, c)
+
+    better = noise(*found) <= noise(*plain)
+    return jax.tree.map(lambda a, b: jnp.where(better, a, b), found, plain)
+
+
 def _fitted_values(method: Method, m: corr.Moments, c: corr.Cells, values, span: grids.Span):
     """Cell means, or the grid's values with their least-squares gain and offset."""
     odd = len(values) % 2 == 1
@@ -133,14 +151,9 @@ def fit(density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, met
             noise = corr.noise_of_means(m, corr.cells(m.sums, corr.bin_edges(m, boundaries)))
             return Quantizer(boundaries, values, noise)
         span = span_of(m, density, lo, hi, norm)
-        if method.fit == "range":
-            boundaries, values = _range_boundaries(method, m, span, count)
-        else:
-            grid = grids.GRIDS[method.grid]
-            on_grid = method.levels == "grid"
-            parameters = maximize(m, grid, span, count, on_grid, method.effort)
-            boundaries = snap(grid.boundaries(*parameters, span, count))
-            values = grid.values(*parameters, span, count)
+        boundaries, values = _range_boundaries(method, m, span, count)
+        if method.fit == "correlation":
+            boundaries, values = _maximized(method, m, span, (boundaries, values))
         boundaries = boundaries.astype(jnp.float32)
         c = corr.cells(m.sums, corr.bin_edges(m, boundaries))
         values = _fitted_values(method, m, c, values, span)

@@ -219,9 +219,8 @@ def test_optimal_is_best_and_correlation_beats_range(name):
         assert noise["bc"] <= 1.002 * noise["b"] + 1e-12
         assert noise["cc"] <= 1.002 * noise["c"] + 1e-12
     plain = fitted(name, Method("exponential", "range", "grid", 4)).noise
-    # On a few dozen weights the objective is made of small steps, and some are missed.
-    limit = 1.002 if BOTH[name].size > 100 else 1.02
-    assert fitted(name, method_of("c", 4)).noise <= limit * plain + 1e-12
+    # The plain grid is a candidate; its boundaries move to the edges of bins.
+    assert fitted(name, method_of("c", 4)).noise <= 1.002 * plain + 1e-12
 
 
 @pytest.mark.parametrize("name", BOTH)
