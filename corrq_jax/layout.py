@@ -2,20 +2,24 @@
 
 import dataclasses
 import json
+import weakref
 import zlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from corrq_jax import paths
+from corrq_jax import entropy, paths
 from corrq_jax.errors import InputError
 from corrq_jax.report import Report
 from corrq_jax.tensor import QuantizedTensor, is_quantized
 
 VERSION = 1
 KEY = "corrq"
-CODES, LEVELS = ":codes", ":levels"
+CODES, LEVELS, SCALES = ":codes", ":levels", ":scales"
+FREQUENCIES, STREAM = ":frequencies", ":stream"
+PARTS = (CODES, FREQUENCIES, STREAM, LEVELS, SCALES)
+"""What a quantized leaf can be stored as, by the end of the name."""
 CONTAINERS = ("leaf", "none", "list", "tuple", "int", "dict")
 """What a node can be that is not a plain dictionary with text keys; "int" has int keys."""
 
@@ -104,7 +108,7 @@ class Plan:
         sizes = []
         for leaf in self.leaves:
             total = 0
-            names = (leaf + CODES, leaf + LEVELS) if leaf in self.tensors else (leaf,)
+            names = [leaf + part for part in PARTS] if leaf in self.tensors else [leaf]
             for stored in (self.stored[name] for name in names if name in self.stored):
                 # Offsets are written for where the tensor lies; a checksum has 8 digits.
                 total += stored.nbytes + len(_compact({stored.name: stored.header(0)})) + 8
@@ -146,8 +150,7 @@ def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Pla
                 containers[""] = "leaf"
             if is_quantized(node):
                 tensors[name] = _record(node, noise.get("/".join(keys)))
-                stored.append(Stored(name + CODES, node.codes))
-                stored.append(Stored(name + LEVELS, node.levels))
+                stored.extend(Stored(name + end, array) for end, array in parts_of(node).items())
             elif strict or _is_storable(node):
                 stored.append(Stored(name, _storable("/".join(keys), node)))
             return
@@ -170,12 +173,31 @@ def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Pla
     return Plan(tuple(leaves), by_name, tensors, containers)
 
 
+_streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[np.ndarray, np.ndarray]]
+_streams = weakref.WeakKeyDictionary()  # coding takes time, and a report, a plan and a file want it
+
+
+def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
+    """The arrays that a file holds of a tensor, by the end of their names."""
+    parts = {LEVELS: tensor.levels}
+    if tensor.scales is not None:
+        parts[SCALES] = tensor.scales
+    if tensor.coding == "packed" or tensor.codes.ndim > 1:  # streams of a stack differ in length
+        return {CODES: tensor.codes, **parts}
+    if tensor not in _streams:
+        _streams[tensor] = entropy.encode(tensor.unpacked(), tensor.levels.shape[-1])
+    frequencies, stream = _streams[tensor]
+    return {FREQUENCIES: frequencies, STREAM: stream, **parts}
+
+
 def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "bits": tensor.bits,
         "shape": list(tensor.shape),
         "dtype": DTYPE_NAMES[tensor.dtype],
     }
+    if tensor.rows is not None:
+        record["rows"] = list(dataclasses.astuple(tensor.rows))
     return record if noise is None else {**record, "noise": float(f"{noise:.6g}")}
 
 

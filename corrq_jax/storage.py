@@ -13,13 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import paths
+from corrq_jax import entropy, paths
 from corrq_jax.atomic import atomic_write
 from corrq_jax.core import coding
 from corrq_jax.errors import FileFormatError, InputError, require
-from corrq_jax.layout import CODES, CONTAINERS, DTYPES, KEY, LEVELS, VERSION, plan
+from corrq_jax.layout import (
+    CODES,
+    CONTAINERS,
+    DTYPES,
+    FREQUENCIES,
+    KEY,
+    LEVELS,
+    PARTS,
+    SCALES,
+    STREAM,
+    VERSION,
+    plan,
+)
 from corrq_jax.report import Report
-from corrq_jax.tensor import QuantizedTensor
+from corrq_jax.tensor import QuantizedTensor, Rows
 
 
 def save(
@@ -109,9 +121,9 @@ class Archive:
 
     def leaf_nbytes(self, name: str) -> int:
         """Bytes of a leaf's data."""
-        names = [name + CODES, name + LEVELS] if self.is_quantized(name) else [name]
+        names = [name + part for part in PARTS] if self.is_quantized(name) else [name]
         total = 0
-        for stored in names:
+        for stored in (n for n in names if n in self._order):
             part = self._file.get_slice(stored)
             itemsize = jnp.dtype(DTYPES[part.get_dtype()]).itemsize
             total += int(np.prod(part.get_shape(), dtype=np.int64)) * itemsize
@@ -134,9 +146,13 @@ class Archive:
         if not self.is_quantized(name):
             return self._array(name)
         record = self._record["tensors"][name]
-        codes, levels = self._array(name + CODES), self._array(name + LEVELS)
         shape, bits = tuple(record["shape"]), record["bits"]
         size = int(np.prod(shape, dtype=np.int64))
+        rows = Rows(*record["rows"]) if "rows" in record else None
+        levels = self._array(name + LEVELS)
+        coded = name + STREAM in self._order
+        codes = self._decoded(name, size, bits) if coded else self._array(name + CODES)
+        scales = self._array(name + SCALES) if rows is not None else None
         fits = (
             codes.dtype == np.uint8
             and levels.dtype in (np.float32, np.float64)
@@ -145,9 +161,36 @@ class Archive:
             and codes.shape[-1] == coding.packed_size(size, bits)
             and 1 <= levels.shape[-1] <= 2**bits
         )
+        if rows is not None and scales is not None:
+            fits = (
+                fits
+                and scales.dtype == np.float16
+                and scales.shape == (*codes.shape[:-1], *rows.shape)
+                and rows.before * rows.channels * rows.after == size
+            )
         if not fits:
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
-        return QuantizedTensor(codes, levels, shape, DTYPES[record["dtype"]], bits)
+        return QuantizedTensor(
+            codes,
+            levels,
+            shape,
+            DTYPES[record["dtype"]],
+            bits,
+            scales,
+            rows,
+            "entropy" if coded else "packed",
+        )
+
+    def _decoded(self, name: str, size: int, bits: int) -> np.ndarray:
+        """Packed codes of an entropy-coded tensor."""
+        frequencies, stream = self._array(name + FREQUENCIES), self._array(name + STREAM)
+        if frequencies.ndim != 1 or frequencies.size > 2**bits:
+            raise self._broken(f"the frequencies of {name!r} do not fit {bits} bits")
+        try:
+            codes = entropy.decode(frequencies, stream, size)
+        except ValueError as error:
+            raise self._broken(f"{name!r} cannot be decoded: {error}") from None
+        return np.asarray(coding.pack(codes, bits))
 
     def tree(self) -> Any:
         """The whole tree; leaves are numpy arrays and `QuantizedTensor` of numpy arrays."""
@@ -182,8 +225,8 @@ class Archive:
         return array
 
     def _belongs_to(self, name: str) -> bool:
-        base = name.removesuffix(CODES).removesuffix(LEVELS)
-        return base != name and base in self._record["tensors"]
+        base, colon, end = name.rpartition(":")
+        return colon + end in PARTS and base in self._record["tensors"]
 
     def _read_record(self, metadata: dict[str, str]) -> dict[str, Any]:
         if KEY not in metadata:
@@ -214,7 +257,7 @@ class Archive:
             and len(record["crc32"]) == 8 * (len(self._order) + 1)
             and all(_is_record(r) for r in tensors.values())
             and all(k in CONTAINERS for k in containers.values())
-            and all(n + end in self._order for n in tensors for end in (CODES, LEVELS))
+            and all(self._is_whole(n, r) for n, r in tensors.items())
         )
         if not whole:
             raise self._broken("its corrq record does not fit its tensors")
@@ -223,6 +266,12 @@ class Archive:
         digits = record["crc32"].encode()
         if f"{zlib.crc32(header.replace(digits, b'0' * len(digits))):08x}" != digits[:8].decode():
             raise self._broken("the checksum of the header does not fit it")
+
+    def _is_whole(self, name: str, record: dict[str, Any]) -> bool:
+        """Whether the file has just the parts of a quantized leaf that its record asks for."""
+        found = {part for part in PARTS if name + part in self._order}
+        codes = {FREQUENCIES, STREAM} if STREAM in found else {CODES}
+        return found == codes | {LEVELS} | ({SCALES} if "rows" in record else set())
 
     def _broken(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {what}; the file is damaged, make or fetch it again")
@@ -236,6 +285,16 @@ def _is_record(record: Any) -> bool:
         and record.get("dtype") in ("F16", "BF16", "F32", "F64")
         and isinstance(record.get("shape"), list)
         and all(isinstance(n, int) and n >= 0 for n in record["shape"])
+        and _are_rows(record.get("rows", [1, 1, 1, 1]))
+    )
+
+
+def _are_rows(rows: Any) -> bool:
+    return (
+        isinstance(rows, list)
+        and len(rows) == 4
+        and all(isinstance(n, int) for n in rows)
+        and min(rows) > 0
     )
 
 

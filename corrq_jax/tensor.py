@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,47 @@ from corrq_jax.core import coding
 from corrq_jax.core.density import CHUNK
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Which weights of a tensor share a scale: those of one channel, or a group of them.
+
+    The tensor is seen as [before, channels, after], the channel axes in the middle; the weights of
+    a channel, in row-major order, are cut into groups, of which the last may be shorter.
+
+    Attributes:
+        before: product of the axes before the channel axes.
+        channels: product of the channel axes.
+        after: product of the axes after them.
+        group: weights in a group.
+    """
+
+    before: int
+    channels: int
+    after: int
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(groups in a channel, channels): the shape of the scales."""
+        return -(-self.before * self.after // self.group), self.channels
+
+    def expand(self, scales: Any) -> Any:
+        """Scales [groups, channels] to an array that broadcasts to [before, channels, after]."""
+        if self.shape[0] == 1:
+            return scales.reshape(1, self.channels, 1)
+        weights = self.before * self.after
+        each = scales.repeat(self.group, axis=0)[:weights]
+        return each.reshape(self.before, self.after, self.channels).swapaxes(1, 2)
+
+    def view(self, w: Any) -> Any:
+        """A tensor, of any shape, as [before, channels, after]."""
+        return w.reshape(self.before, self.channels, self.after)
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["codes", "levels"],
-    meta_fields=["shape", "dtype", "bits"],
+    data_fields=["codes", "levels", "scales"],
+    meta_fields=["shape", "dtype", "bits", "rows", "coding"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedTensor:
@@ -32,9 +71,13 @@ class QuantizedTensor:
         codes: uint8[..., ceil(size * bits / 8)].
         levels: float32[..., at most 2**bits] (float64 for a float64 tensor), the gain and offset
             of the quantizer included.
+        scales: float16[..., groups, channels] that the levels are multiplied by; None if one table
+            of levels serves the whole tensor as it is.
         shape: shape of the array that this stands for (of one tensor of a stack); static.
         dtype: name of its dtype, such as "float32"; static.
         bits: bits of a code, 1 to 8; static.
+        rows: which weights share a scale; None without scales; static.
+        coding: how the codes lie in a file: "packed" as here, or "entropy"; static.
     """
 
     codes: jax.Array | np.ndarray
@@ -42,6 +85,9 @@ class QuantizedTensor:
     shape: tuple[int, ...]
     dtype: str
     bits: int
+    scales: jax.Array | np.ndarray | None = None
+    rows: Rows | None = None
+    coding: str = "packed"
 
     @property
     def size(self) -> int:
@@ -55,11 +101,14 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and levels."""
-        return int(self.codes.nbytes + self.levels.nbytes)
+        """Bytes of codes, levels and scales in memory."""
+        scales = 0 if self.scales is None else self.scales.nbytes
+        return int(self.codes.nbytes + self.levels.nbytes + scales)
 
     def dequantize(self) -> jax.Array | np.ndarray:
-        """The array: ``levels[codes]`` in its shape and dtype, a stack's axes first.
+        """The array: ``levels[codes]``, times the scales if any, in its shape and dtype.
+
+        The axes of a stack come first.
 
         Works under jit, vmap and scan. Outside of them it decodes in pieces of one fixed size, so
         that no shape compiles anew; a float64 tensor is then a numpy array if jax has float64
@@ -72,30 +121,47 @@ class QuantizedTensor:
         return self._in_pieces()
 
     def _at(self, index: int) -> "QuantizedTensor":
-        return dataclasses.replace(self, codes=self.codes[index], levels=self.levels[index])
+        parts = jax.tree.map(lambda a: a[index], (self.codes, self.levels, self.scales))
+        return dataclasses.replace(self, codes=parts[0], levels=parts[1], scales=parts[2])
 
-    def _traced(self) -> jax.Array:
-        def one(codes: jax.Array, levels: jax.Array) -> jax.Array:
-            index = coding.unpack(codes, self.size, self.bits)
-            dtype = jax.dtypes.canonicalize_dtype(self.dtype)
-            return coding.decode(index, levels).reshape(self.shape).astype(dtype)
+    def unpacked(self) -> np.ndarray:
+        """uint8[size]: the codes of one tensor, a byte each."""
+        return np.concatenate([np.empty(0, np.uint8), *self._unpacked_pieces()])
 
-        for _ in range(self.codes.ndim - 1):
-            one = jax.vmap(one)
-        return one(jnp.asarray(self.codes), jnp.asarray(self.levels))
-
-    def _in_pieces(self) -> jax.Array | np.ndarray:
-        dtype = jnp.dtype(self.dtype)
-        codes, levels = np.asarray(self.codes), np.asarray(self.levels)
-        out = empty_to_hand_over(self.size, dtype)
+    def _unpacked_pieces(self) -> Iterator[np.ndarray]:
+        codes = np.asarray(self.codes)
         piece = CHUNK * self.bits // 8
         for i, start in enumerate(range(0, self.size, CHUNK)):
             packed = codes[i * piece : (i + 1) * piece]
             packed = np.pad(packed, (0, piece - packed.size))
-            index = np.asarray(coding.unpack(packed, CHUNK, self.bits))
-            part = out[start : start + CHUNK]
-            np.take(levels.astype(dtype), index[: part.size], out=part, mode="clip")
-        out = out.reshape(self.shape)
+            yield np.asarray(coding.unpack(packed, CHUNK, self.bits))[: self.size - start]
+
+    def _traced(self) -> jax.Array:
+        def one(codes: jax.Array, levels: jax.Array, scales: jax.Array | None) -> jax.Array:
+            index = coding.unpack(codes, self.size, self.bits)
+            w = coding.decode(index, levels)
+            if self.rows is not None and scales is not None:
+                w = self.rows.view(w) * self.rows.expand(scales).astype(w.dtype)
+            return w.reshape(self.shape).astype(jax.dtypes.canonicalize_dtype(self.dtype))
+
+        for _ in range(self.codes.ndim - 1):
+            one = jax.vmap(one)
+        return one(*jax.tree.map(jnp.asarray, (self.codes, self.levels, self.scales)))
+
+    def _in_pieces(self) -> jax.Array | np.ndarray:
+        dtype, levels = jnp.dtype(self.dtype), np.asarray(self.levels)
+        # The product with the scales is rounded once, as under jit.
+        wide = dtype if self.scales is None else levels.dtype
+        out = empty_to_hand_over(self.size, wide)
+        start = 0
+        for index in self._unpacked_pieces():
+            part = out[start : start + index.size]
+            np.take(levels.astype(wide), index, out=part, mode="clip")
+            start += index.size
+        if self.rows is not None and self.scales is not None:
+            view = self.rows.view(out)
+            np.multiply(view, self.rows.expand(np.asarray(self.scales)).astype(wide), out=view)
+        out = out.astype(dtype, copy=False).reshape(self.shape)
         narrowed = jax.dtypes.canonicalize_dtype(dtype) != dtype
         return out if narrowed else jax.device_put(out)
 

@@ -18,6 +18,7 @@ LAYERS = {
     "errors": ("", ""),
     "atomic": ("", ""),
     "report": ("", ""),
+    "entropy": ("errors", "numpy constriction"),
     "core": ("", "jax numpy"),
     "results": ("errors", "numpy"),
     "readers": ("errors atomic", "numpy ml_dtypes h5py safetensors"),
@@ -29,8 +30,11 @@ LAYERS = {
     "paths": ("errors tensor", "jax"),
     "leaf": ("core errors tensor", "jax numpy"),
     "array": ("core config errors tensor", "jax"),
-    "layout": ("errors paths report tensor", "jax numpy"),
-    "storage": ("atomic core errors layout paths report tensor", "jax numpy safetensors"),
+    "layout": ("entropy errors paths report tensor", "jax numpy"),
+    "storage": (
+        "atomic core entropy errors layout paths report tensor",
+        "jax numpy safetensors",
+    ),
     "tree": ("config core errors layout leaf paths report tensor", "jax numpy"),
     "corrq_jax": ("array config core errors report storage tensor tree", ""),
     "plot_style": ("atomic errors", "matplotlib"),
@@ -51,7 +55,7 @@ LAYERS = {
 }
 FORBIDDEN_AT_IMPORT = [
     *("flax", "matplotlib", "PIL", "h5py", "safetensors", "rich", "typer", "jinja2"),
-    *("tensorflow_datasets", "tensorflow", "torch"),
+    *("tensorflow_datasets", "tensorflow", "torch", "constriction"),
 ]
 
 
