@@ -36,6 +36,7 @@ LAYERS = {
         "jax numpy safetensors",
     ),
     "tree": ("config core errors layout leaf paths report tensor", "jax numpy"),
+    "peers": ("core errors paths tree", "jax numpy"),
     "corrq_jax": ("array config core errors report storage tensor tree", ""),
     "plot_style": ("atomic errors", "matplotlib"),
     "plots": ("errors plot_style results", "numpy matplotlib"),
