@@ -1,0 +1,131 @@
+"""Moment matching: the shift that other kernels bring about, corrected without data.
+
+Quantized kernels change the mean and the variance of each channel of their layer's output.
+`corrq_jax.wiring.trace` predicts both from the network alone; `match_moments` lets the
+normalization or the bias after the kernel take up the difference.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from corrq_jax.errors import InputError
+from corrq_jax.paths import flatten
+from corrq_jax.tensor import is_quantized
+from corrq_jax.wiring import Site, Wiring, trace
+
+__all__ = ["Matched", "Site", "Wiring", "match_moments", "trace"]
+
+LARGEST_RATIO = 16.0  # of variances; a prediction beyond it is not trusted
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """What `match_moments` did.
+
+    Attributes:
+        norms: kernels whose shift went into the running moments of the normalization after them.
+        biases: kernels whose shift went into the bias after them.
+        unreached: the others, with the reason.
+    """
+
+    norms: tuple[str, ...]
+    biases: tuple[str, ...]
+    unreached: Mapping[str, str]
+
+
+def match_moments(wiring: Wiring, params: Any, qparams: Any) -> tuple[Any, Matched]:
+    """Corrects running moments and biases for the kernels of ``qparams``.
+
+    With d the difference of a layer's expected output means, and r the ratio of its expected output
+    variances, each for a channel and of the quantized network to the trained one, a normalization's
+    running mean grows by d and its running variance r times; without one, the bias loses d.
+
+    Args:
+        wiring: of the network, from `trace`.
+        params: the trained parameters that were traced.
+        qparams: the same tree with other kernels, `corrq_jax.QuantizedTensor` or arrays.
+
+    Returns:
+        A tree like ``qparams``, with other running moments and biases, made from those of
+        ``params``, so that matching again changes nothing; and the report.
+
+    Raises:
+        InputError: a tree has other paths or shapes than the one that was traced.
+
+    >>> import jax
+    >>> def apply(params, x):
+    ...     return x @ params["kernel"] + params["bias"]
+    >>> params = {"kernel": np.ones((4, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    >>> example = jax.ShapeDtypeStruct((1, 4), np.float32)
+    >>> wiring = trace(apply, params, example, input_mean=2.0)
+    >>> changed = params | {"kernel": np.full((4, 1), 0.5, np.float32)}
+    >>> matched, report = match_moments(wiring, params, changed)
+    >>> matched["bias"], report.biases
+    (array([4.], dtype=float32), ('kernel',))
+    """
+    trained, _ = _checked(wiring, params, "params")
+    found, treedef = _checked(wiring, qparams, "qparams")
+    new: dict[str, Any] = {}
+    reached: dict[str, list[str]] = {"norms": [], "biases": []}
+    unreached = dict(wiring.unreached)
+    for site in wiring.sites:
+        encoded = [path for path in site.targets if is_quantized(found[path])]
+        if not site.targets or encoded:
+            what = f"{encoded[0]} is quantized" if encoded else "no normalization or bias after it"
+            unreached[site.kernel] = what
+            continue
+        new |= _corrected(site, trained, found)
+        reached["norms" if len(site.targets) == 2 else "biases"].append(site.kernel)
+    leaves = [new.get(path, leaf) for path, leaf in found.items()]
+    report = Matched(tuple(reached["norms"]), tuple(reached["biases"]), unreached)
+    return jax.tree_util.tree_unflatten(treedef, leaves), report
+
+
+def _checked(wiring: Wiring, tree: Any, argument: str) -> tuple[dict[str, Any], Any]:
+    """The leaves of a tree by path, and its structure."""
+    entries, treedef = flatten(tree)
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in entries}
+    wrong = [
+        *(f"{path} is missing" for path in wiring.shapes if path not in shapes),
+        *(f"{path} is unknown" for path in shapes if path not in wiring.shapes),
+        *(
+            f"{path} has shape {shapes[path]} instead of {shape}"
+            for path, shape in wiring.shapes.items()
+            if shapes.get(path, shape) != shape
+        ),
+    ]
+    if wrong:
+        raise InputError(f"{argument} is not the tree that was traced: {'; '.join(wrong[:5])}")
+    return dict(entries), treedef
+
+
+def _corrected(site: Site, trained: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """New values for the site's targets."""
+    mean, variance = site.output_moments(_decoded(trained[site.kernel]))
+    new_mean, new_variance = site.output_moments(_decoded(found[site.kernel]))
+    ratio = np.divide(new_variance, variance, out=np.ones_like(variance), where=variance > 0)
+    ratio = ratio.clip(1 / LARGEST_RATIO, LARGEST_RATIO)
+    values = [_decoded(trained[path]) for path in site.targets]
+    if len(values) == 1:
+        changes = [mean - new_mean]
+    else:
+        changes = [new_mean - mean, values[1].ravel() * (ratio - 1)]
+    return {
+        path: _like(found[path], value, change)
+        for path, value, change in zip(site.targets, values, changes, strict=True)
+    }
+
+
+def _decoded(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf.dequantize() if is_quantized(leaf) else leaf, np.float64)
+
+
+def _like(leaf: Any, value: np.ndarray, change: np.ndarray) -> Any:
+    """A changed value as an array like the leaf."""
+    new = (value + change.reshape(value.shape)).astype(leaf.dtype)
+    return jnp.asarray(new) if isinstance(leaf, jax.Array) else new
