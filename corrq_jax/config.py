@@ -1,6 +1,7 @@
 """How to quantize: one frozen, hashable record, checked once when it is made."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,7 +20,14 @@ _ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "nf4": {"fit": ("range",), "levels": ("grid",)},
 }
 
+_CODINGS = ("packed", "entropy")
+_GRANULARITIES = ("tensor", "channel", "auto")
+_TARGETS = ("bits_per_weight", "max_bytes", "mean_correlation", "min_correlation")
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+
 Select = Callable[[str, Any], bool]
+Bits = int | None | Mapping[str, Any] | tuple[Any, ...]
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -31,13 +39,23 @@ def matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}/*")
 
 
+def _bytes(value: Any) -> Any:
+    """A number of bytes from text such as "4MB"; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", value)
+    if found is None or found[2].lower() not in _UNITS:
+        raise InputError(f"max_bytes={value!r}: give a number of bytes, or text such as '4MB'")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Options of `corrq_jax.quantize`.
 
     Attributes:
-        bits: bits a weight, 1 to 8, sign included; or pairs (path pattern, bits), of which the
-            first that matches a path counts (a mapping is accepted and kept as pairs).
+        bits: bits a weight, 1 to 8, sign included (None: 4); or pairs (path pattern, bits), of
+            which the first that matches a path counts (a mapping is accepted and kept as pairs).
         grid: "linear" (equal intervals), "exponential" (magnitudes in geometric progression),
             "optimal" (free levels: exact one-dimensional k-means) or "nf4".
         fit: "correlation" (the grid's parameters maximize the Pearson correlation) or "range" (the
@@ -47,6 +65,18 @@ class Config:
         zero: whether zero is a level of the exponential grid; it then has 2**bits - 1 levels.
         select: which leaves to quantize: path patterns, or a predicate of (path, leaf). None:
             kernels and embeddings, see `corrq_jax.tree.default_select`.
+        coding: "packed" (b bits a weight in the file) or "entropy" (as many as the entropy of the
+            levels, which are chosen for it: free levels only).
+        granularity: "tensor" (one table of levels as it is), "channel" (times a scale for each
+            output channel), a number of weights (times a scale for each group of so many), or
+            "auto" (with a target: for each tensor "tensor" or "channel", whichever serves better).
+        axes: pairs (path pattern, channel axes) that overrule the default channel axes.
+        bits_per_weight: target: stored bits for each quantized weight, everything counted.
+        max_bytes: target: bytes of the whole file, or text such as "4MB" or "4MiB".
+        mean_correlation: target: the smallest file whose mean rho over tensors is this.
+        min_correlation: target: the smallest file in which every tensor's rho is at least this.
+            At most one target can be given. ``bits`` then says which widths may be taken: one
+            number, several in a tuple, or pairs (path pattern, either); None for 1 to 8.
 
     Raises:
         InputError: a value is outside of what is allowed; the message says what is.
@@ -55,12 +85,19 @@ class Config:
     'optimal'
     """
 
-    bits: int | Mapping[str, int] | tuple[tuple[str, int], ...] = 4
+    bits: Bits = None
     grid: str = "optimal"
     fit: str | None = None
     levels: str | None = None
     zero: bool = False
     select: Select | tuple[str, ...] | None = None
+    coding: str = "packed"
+    granularity: str | int = "tensor"
+    axes: Mapping[str, tuple[int, ...]] | tuple[tuple[str, tuple[int, ...]], ...] = ()
+    bits_per_weight: float | None = None
+    max_bytes: int | str | None = None
+    mean_correlation: float | None = None
+    min_correlation: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.grid, str) or self.grid not in _ALLOWED:
@@ -73,19 +110,75 @@ class Config:
             elif value not in allowed:
                 choice = " or ".join(map(repr, allowed))
                 raise InputError(f"{name}={value!r} with grid={self.grid!r}: it has to be {choice}")
+        self._check_targets()
         object.__setattr__(self, "bits", self._checked_bits())
         object.__setattr__(self, "select", self._checked_select())
         if self.zero and self.grid != "exponential":
             raise InputError(f"zero=True with grid={self.grid!r}: only 'exponential' takes it")
+        if self.coding not in _CODINGS:
+            raise InputError(f"coding={self.coding!r}: it has to be 'packed' or 'entropy'")
+        if self.coding == "entropy" and self.grid != "optimal":
+            raise InputError(f"coding='entropy' with grid={self.grid!r}: only 'optimal' takes it")
+        self._check_granularity()
 
-    def _checked_bits(self) -> int | tuple[tuple[str, int], ...]:
-        if isinstance(self.bits, Mapping | tuple):
+    def _check_targets(self) -> None:
+        given = [name for name in _TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(f"give one target, not {' and '.join(given)}")
+        for name in given:
+            value = getattr(self, name)
+            if name == "max_bytes":
+                value = _bytes(value)
+                object.__setattr__(self, name, value)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise InputError(f"{name}={value!r}: give a number above 0")
+            if name.endswith("correlation") and value >= 1:
+                raise InputError(f"{name}={value!r}: a correlation below 1 is possible only")
+
+    def _check_granularity(self) -> None:
+        value = self.granularity
+        if isinstance(value, str):
+            if value not in _GRANULARITIES:
+                choice = ", ".join(map(repr, _GRANULARITIES))
+                raise InputError(f"granularity={value!r}: give one of {choice}, or a group size")
+            if value == "auto" and self.target is None and self.coding == "packed":
+                raise InputError(
+                    f"granularity='auto' chooses within a target: give one of {', '.join(_TARGETS)}"
+                )
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            raise InputError(f"granularity={value!r}: a group has at least 2 weights")
+        axes = self.axes.items() if isinstance(self.axes, Mapping) else self.axes
+        try:
+            pairs = tuple((str(p), tuple(int(i) for i in a)) for p, a in axes)
+        except (TypeError, ValueError):
+            raise InputError(f"axes={self.axes!r}: give a mapping from pattern to axes") from None
+        object.__setattr__(self, "axes", pairs)
+
+    @property
+    def target(self) -> str | None:
+        """The name of the target that was given."""
+        return next((name for name in _TARGETS if getattr(self, name) is not None), None)
+
+    def _checked_bits(self) -> Bits:
+        if isinstance(self.bits, Mapping) or (
+            isinstance(self.bits, tuple) and self.bits and isinstance(self.bits[0], tuple)
+        ):
             items = self.bits.items() if isinstance(self.bits, Mapping) else self.bits
-            pairs = tuple((pattern, self._one(bits, pattern)) for pattern, bits in items)
+            pairs = tuple((pattern, self._some(bits, pattern)) for pattern, bits in items)  # type: ignore[misc]
             if not pairs:
                 raise InputError("bits is an empty mapping: give at least one path pattern")
             return pairs
-        return self._one(self.bits)
+        if self.bits is None:
+            return None if self.target is not None else 4
+        return self._some(self.bits)
+
+    def _some(self, bits: Any, pattern: str | None = None) -> int | tuple[int, ...]:
+        """One width, or with a target several."""
+        if not isinstance(bits, tuple | list | range) or self.target is None:
+            return self._one(bits, pattern)
+        if not bits:
+            raise InputError("bits is empty: give at least one width")
+        return tuple(sorted({self._one(b, pattern) for b in bits}))
 
     def _one(self, bits: Any, pattern: str | None = None) -> int:
         where = "bits" if pattern is None else f"bits[{pattern!r}]"
@@ -115,20 +208,37 @@ class Config:
             )
         return patterns
 
-    def bits_of(self, path: str) -> int | None:
-        """Bits for a path; None if no pattern matches it."""
-        if isinstance(self.bits, int):
-            return self.bits
-        return next((bits for pattern, bits in self._pairs() if matches(path, pattern)), None)
+    def widths_of(self, path: str) -> tuple[int, ...] | None:
+        """The widths that a path may take; None if no pattern of bits matches it.
 
-    def _pairs(self) -> tuple[tuple[str, int], ...]:
-        assert isinstance(self.bits, tuple)  # __post_init__ made it one
-        return self.bits
+        With a target a path that no pattern matches may take any.
+        """
+        every = (4,) if self.grid == "nf4" else tuple(range(2 if self.zero else 1, 9))
+        if self.bits is None:
+            return every
+        if isinstance(self.bits, int):
+            return (self.bits,)
+        if isinstance(self.bits[0], int):  # type: ignore[index]
+            return self.bits  # type: ignore[return-value]
+        found = next((bits for pattern, bits in self._pairs() if matches(path, pattern)), None)
+        if found is None:
+            return every if self.target is not None else None
+        return (found,) if isinstance(found, int) else found
+
+    def axes_of(self, path: str) -> tuple[int, ...] | None:
+        """The channel axes given for a path, if any."""
+        return next((axes for pattern, axes in self.axes if matches(path, pattern)), None)  # type: ignore[misc]
+
+    def _pairs(self) -> tuple[tuple[str, Any], ...]:
+        if isinstance(self.bits, tuple) and isinstance(self.bits[0], tuple):
+            return self.bits  # type: ignore[return-value]
+        return ()
 
     def patterns(self) -> tuple[str, ...]:
         """All path patterns in this configuration, for checking that each matches something."""
-        bits = () if isinstance(self.bits, int) else tuple(p for p, _ in self._pairs())
-        return bits + (self.select if isinstance(self.select, tuple) else ())
+        bits = tuple(pattern for pattern, _ in self._pairs())
+        axes = tuple(str(pattern) for pattern, _ in self.axes)
+        return bits + axes + (self.select if isinstance(self.select, tuple) else ())
 
     def method(self, bits: int) -> Method:
         """What the core fits for a tensor of these bits."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import weakref
 import zlib
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from corrq_jax import entropy, paths
 from corrq_jax.errors import InputError
 from corrq_jax.report import Report
-from corrq_jax.tensor import QuantizedTensor, is_quantized
+from corrq_jax.tensor import QuantizedTensor, Rows, is_quantized
 
 VERSION = 1
 KEY = "corrq"
@@ -107,16 +108,64 @@ class Plan:
         """Bytes of each leaf, in the tree's order: its data and what the header says of it."""
         sizes = []
         for leaf in self.leaves:
-            total = 0
             names = [leaf + part for part in PARTS] if leaf in self.tensors else [leaf]
-            for stored in (self.stored[name] for name in names if name in self.stored):
-                # Offsets are written for where the tensor lies; a checksum has 8 digits.
-                total += stored.nbytes + len(_compact({stored.name: stored.header(0)})) + 8
-            if leaf in self.tensors:
-                # The record is a JSON text inside of JSON: its quotes are escaped.
-                total += len(_compact(_compact({leaf: self.tensors[leaf]})))
-            sizes.append(total)
+            parts = [self.stored[name] for name in names if name in self.stored]
+            described = _described_nbytes(leaf, self.tensors.get(leaf), parts)
+            sizes.append(described + sum(part.nbytes for part in parts))
         return sizes
+
+
+def _described_nbytes(leaf: str, record: dict[str, Any] | None, parts: list[Stored]) -> int:
+    """Bytes that the header spends on a leaf."""
+    # Offsets are written for where the tensor lies; a checksum has 8 digits.
+    total = sum(len(_compact({part.name: part.header(0)})) + 8 for part in parts)
+    if record is not None:
+        # The record is a JSON text inside of JSON: its quotes are escaped.
+        total += len(_compact(_compact({leaf: record})))
+    return total
+
+
+def overhead_nbytes(
+    path: str, shape: tuple[int, ...], dtype: str, rows: Rows | None, how: str
+) -> int:
+    """At most how many bytes a quantized leaf takes beside its codes, frequencies and levels.
+
+    Args:
+        path: its path.
+        shape: its shape.
+        dtype: name of its dtype.
+        rows: which weights share a scale, if any.
+        how: "packed" or "entropy".
+    """
+
+    def longest(name: str, *shape: int, dtype: Any = np.uint8) -> Stored:
+        return Stored(name, np.broadcast_to(np.zeros((), dtype), shape))
+
+    size = math.prod(shape)
+    codes = {CODES: longest(path + CODES, size)}
+    if how == "entropy":
+        codes = {FREQUENCIES: longest(path + FREQUENCIES, 256, dtype=np.uint16)}
+        codes[STREAM] = longest(path + STREAM, size)
+    parts = {**codes, LEVELS: longest(path + LEVELS, 256, dtype=np.float64)}
+    scales = 0
+    if rows is not None:
+        parts[SCALES] = longest(path + SCALES, *rows.shape, dtype=np.float16)
+        scales = parts[SCALES].nbytes
+    record: dict[str, Any] = {"bits": 8, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
+    record["noise"] = 1.23456e-05
+    if rows is not None:
+        record["rows"] = list(dataclasses.astuple(rows))
+    return _described_nbytes(path, record, list(parts.values())) + scales
+
+
+def rest_nbytes(tree: Any, quantized: set[str]) -> int:
+    """At most how many bytes of a tree's file are not those of the leaves to be quantized."""
+    file = plan(tree, strict=False)
+    entries, _ = paths.flatten(tree)
+    own = zip(entries, file.leaf_nbytes(), strict=True)
+    # Numbers of the header can become longer: two offsets a part, 12 digits at most.
+    slack = 24 * (len(file.stored) + 4 * len(quantized)) + 8
+    return file.file_nbytes - sum(n for (path, _), n in own if path in quantized) + slack
 
 
 def _compact(value: Any) -> str:

@@ -2,13 +2,17 @@
 
 The pieces are views of the leaf where it lies in host memory, so that nothing of the tensor's size
 is copied, and every tensor of every network runs through the same few compiled functions.
+
+A leaf may carry a scale for each of its rows (`scaled`). It then reads as its weights divided by
+these scales, and `refine` fits the scales to the codes.
 """
 
 import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +22,8 @@ from corrq_jax.core import coding
 from corrq_jax.core import density as core
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.errors import InputError
-from corrq_jax.tensor import QuantizedTensor, empty_to_hand_over
+from corrq_jax.granularity import Spread, fold, lengths
+from corrq_jax.tensor import QuantizedTensor, Rows, empty_to_hand_over
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Dtypes that can be quantized."""
@@ -28,6 +33,18 @@ _TINY = 2.0**-100
 
 # Pieces are copied when they are handed over; so many at a time keep the device busy.
 _IN_FLIGHT = 4
+
+# Weights whose squares are summed on the host, at a time: they stay in its cache.
+_BLOCK = 1 << 17
+
+# Weights that `distinct` looks at first.
+_FEW = 1 << 12
+
+# Rows smaller than the largest by more than this are dead: float16 would not hold their scales.
+_DEAD = 2.0**-14
+
+# With weights of this size, squares and reciprocals of live scales are far inside float32.
+_MODERATE = 2.0**40
 
 _extent = jax.jit(core.extent)
 _normalization = jax.jit(core.normalization)
@@ -46,6 +63,68 @@ def _codes_by_search(chunk, norm, boundaries, bits):
     return coding.pack(coding.assign_by_search(norm.apply(chunk), boundaries), bits)
 
 
+@jax.jit
+def _divided(chunk, factors):
+    return chunk.astype(jnp.float32) * factors
+
+
+@jax.jit
+def _without_zeros(counts, norm, zeros):
+    """Counts less that many zeros, which lie in two bins: those of 0 and of -0."""
+    positive, negative = core.key(norm.apply(jnp.array([0.0, -0.0], jnp.float32)))
+    taken = jnp.minimum(zeros, counts[positive])
+    return counts.at[positive].add(-taken).at[negative].add(taken - zeros)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _levels_and_errors(chunk, factors, packed, values, bits):
+    """Level and error of each scaled weight, and error of the weight itself; 0 if it is dead."""
+    v = coding.decode(coding.unpack(packed, chunk.size, bits), values)
+    error = chunk.astype(jnp.float32) * factors - v
+    return v, error, jnp.where(factors > 0, error / factors, 0)
+
+
+class _RowNormalization(NamedTuple):
+    """A normalization of weights that are first divided by the scales of their rows."""
+
+    factors: Any
+    norm: core.Normalization
+
+    def apply(self, w: jax.Array) -> jax.Array:
+        return self.norm.apply(w.astype(jnp.float32) * self.factors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Scales of the rows of a leaf; a weight times ``Leaf.factor`` is scaled weight * scale * unit.
+
+    Attributes:
+        rows: which weights share a scale.
+        values: float16[groups, channels], the largest in [1, 2]; 0 for a dead row.
+        unit: power of two.
+        mean: mean of all weights, times ``Leaf.factor``.
+        variance: their variance, likewise.
+        dead: how many weights lie in dead rows. They read as zeros, and no density counts them.
+        lost: sums of these weights and of their squares, likewise.
+        variance_ratio: see `Leaf.variance_ratio`.
+    """
+
+    rows: Rows
+    values: np.ndarray
+    unit: float
+    mean: float
+    variance: float
+    dead: int
+    lost: tuple[float, float]
+    variance_ratio: float
+
+    @property
+    def factors(self) -> np.ndarray:
+        """float32[groups, channels] that weights are multiplied by; 0 for a dead row."""
+        scales = self.values.astype(np.float64) * self.unit
+        return np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """A tensor of finite floats, ready to be read.
@@ -56,8 +135,9 @@ class Leaf:
         flat: its weights, one axis, a view where that is possible.
         factor: power of two that every piece is multiplied by on the host; 1 for all but float64
             and subnormal tensors.
-        lo: smallest weight, times ``factor``.
-        hi: largest weight, times ``factor``.
+        lo: smallest weight, times ``factor``; with ``scales``, smallest scaled weight.
+        hi: largest, likewise.
+        scales: what the weights of each row are divided by, see `scaled`; None for all by 1.
     """
 
     path: str
@@ -66,6 +146,7 @@ class Leaf:
     factor: float
     lo: float
     hi: float
+    scales: Scales | None = None
 
     @property
     def dtype(self) -> str:
@@ -79,16 +160,58 @@ class Leaf:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all weights are equal."""
+        """Whether all weights are equal; with scales, all scaled weights but those of dead rows."""
         return self.lo == self.hi
 
+    @property
+    def variance_ratio(self) -> float:
+        """Predicts the noise of the tensor: about this times that of the density of the leaf.
+
+        With scales, rows err in proportion to their scales: the squared error of the tensor is that
+        of the scaled weights, each times the square of its row's scale. The ratio is exact if the
+        scaled weights of all rows err alike; 1 without scales.
+        """
+        return 1.0 if self.scales is None else self.scales.variance_ratio
+
     def pieces(self) -> Iterator[tuple[Any, int]]:
-        """(flat weights, number of valid ones); a short last piece repeats its last weight."""
+        """(flat weights, number of valid ones); a short last piece repeats its last weight.
+
+        With scales: float32, each weight divided by its row's scale and the unit.
+        """
+        if self.scales is None:
+            yield from self.unscaled()
+            return
+        for (chunk, valid), factors in zip(
+            self.unscaled(), self.spread(self.scales.factors), strict=True
+        ):
+            yield _divided(chunk, factors), valid
+
+    def unscaled(self) -> Iterator[tuple[Any, int]]:
+        """The pieces of the weights themselves, times ``factor``."""
         for start in range(0, self.flat.size, self.piece):
             chunk = _slice(self.flat, start, self.piece)
             if self.factor != 1 or self.dtype == "float64":
                 chunk = (np.asarray(chunk, np.float64) * self.factor).astype(np.float32)
             yield _pad(chunk, self.piece), chunk.size
+
+    def spread(self, values: np.ndarray) -> Iterator[Any]:
+        """For each piece, the values [groups, channels] of the rows that its weights lie in."""
+        assert self.scales is not None
+        spread = Spread(self.scales.rows, values, self.piece)
+        same = spread.period is not None and self.piece % spread.period == 0
+        pattern = jnp.asarray(spread(0, self.piece)) if same else None
+        for start in range(0, self.flat.size, self.piece):
+            size = min(self.piece, self.flat.size - start)
+            whole = pattern is not None and size == self.piece
+            yield pattern if whole else _pad(spread(start, size), self.piece)
+
+    def norms(self, norm: core.Normalization) -> Iterator[Any]:
+        """For each of `unscaled`, the map to normalized units."""
+        if self.scales is None:
+            yield from repeat(norm)
+            return
+        for factors in self.spread(self.scales.factors):
+            yield _RowNormalization(factors, norm)
 
 
 def read(path: str, array: Any) -> Leaf:
@@ -156,18 +279,137 @@ def _what_is_not_finite(path: str, array: Any) -> str:
     )
 
 
+def scaled(leaf: Leaf, rows: Rows) -> Leaf:
+    """The leaf with a scale for each row: the root mean square of its weights, as float16.
+
+    A row below 2**-14 of the largest (to within a factor of 2) is dead: float16 has no normal
+    number for its scale, and next to the others it does not count. Its scale is 0, it decodes to
+    zeros, and it does not enter the density.
+
+    Args:
+        leaf: from `read`.
+        rows: which weights share a scale, such as from `corrq_jax.granularity.rows_of`.
+
+    >>> import numpy as np
+    >>> w = np.array([[1.0, 0.25], [-1.0, 0.25]], np.float32)
+    >>> x = scaled(read("w", w), Rows(2, 2, 1, 2))
+    >>> x.scales.values.tolist(), x.lo, x.hi
+    ([[1.0, 0.25]], -1.0, 1.0)
+    """
+    leaf = _of_moderate_size(leaf)
+    found = _row_statistics(leaf, rows)
+    scales = _scales(rows, found)
+    live = scales.values > 0
+    # In float32 as in the pieces, so that they are the same numbers.
+    lo, hi = ((m.astype(np.float32) * scales.factors)[live] for m in (found.lo, found.hi))
+    extremes = (float(lo.min()), float(hi.max())) if live.any() else (0.0, 0.0)
+    return dataclasses.replace(leaf, lo=extremes[0], hi=extremes[1], scales=scales)
+
+
+def _scales(rows: Rows, found: "_RowStatistics") -> Scales:
+    count = lengths(rows)
+    rms = np.sqrt(found.square / count)
+    unit = float(np.exp2(np.floor(np.log2(rms.max())))) if rms.any() else 1.0
+    values = np.where(rms < _DEAD * unit, 0, rms / unit).astype(np.float16)
+    dead = values == 0
+    scales = Scales(
+        rows=rows,
+        values=values,
+        unit=unit,
+        mean=found.mean,
+        variance=found.variance,
+        dead=int((count * dead).sum()),
+        lost=(float(found.total[dead].sum()), float(found.square[dead].sum())),
+        variance_ratio=1.0,
+    )
+    return dataclasses.replace(scales, variance_ratio=_variance_ratio(scales, found))
+
+
+def _of_moderate_size(leaf: Leaf) -> Leaf:
+    """The leaf with a ``factor`` that lets squares be taken in float32."""
+    largest = max(abs(leaf.lo), abs(leaf.hi))
+    if leaf.factor != 1 or largest == 0 or 1 / _MODERATE < largest < _MODERATE:
+        return leaf
+    factor = float(np.ldexp(1.0, -int(np.frexp(largest)[1])))
+    return dataclasses.replace(leaf, factor=factor, lo=leaf.lo * factor, hi=leaf.hi * factor)
+
+
+class _RowStatistics(NamedTuple):
+    """Of the weights of each row, times ``Leaf.factor``, and of all of them."""
+
+    total: np.ndarray
+    square: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    mean: float
+    variance: float
+
+
+def _row_statistics(leaf: Leaf, rows: Rows) -> _RowStatistics:
+    total, square = np.zeros(rows.shape), np.zeros(rows.shape)
+    lo, hi = np.full(rows.shape, np.inf), np.full(rows.shape, -np.inf)
+    shift, around = None, np.zeros(2)
+    for at, w in _blocks(leaf):
+        shift = np.float32(w.mean()) if shift is None else shift  # or digits of the variance cancel
+        away = w - shift
+        around += away.sum(), away @ away
+        fold(np.add, total, rows, w, at)
+        fold(np.add, square, rows, w * w, at)
+        fold(np.minimum, lo, rows, w, at)
+        fold(np.maximum, hi, rows, w, at)
+    mean, mean_square = around / leaf.flat.size
+    return _RowStatistics(
+        total, square, lo, hi, mean=float(shift or 0) + mean, variance=mean_square - mean**2
+    )
+
+
+def _blocks(leaf: Leaf) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the first, float32 weights), in parts that stay in a cache."""
+    for i, (chunk, valid) in enumerate(leaf.unscaled()):
+        piece = np.asarray(chunk)[:valid]
+        for start in range(0, valid, _BLOCK):
+            block = piece[start : start + _BLOCK].astype(np.float32, copy=False)
+            yield i * leaf.piece + start, block
+
+
+def _variance_ratio(scales: Scales, found: _RowStatistics) -> float:
+    """Mean squared scale * variance of the scaled weights / variance of the weights."""
+    count, factors = lengths(scales.rows), scales.factors.astype(np.float64)
+    size = scales.rows.channels * count.sum()
+    live = size - scales.dead
+    if not (live and scales.variance > 0):
+        return 1.0
+    power = ((scales.values.astype(np.float64) * scales.unit) ** 2 * count).sum() / size
+    mean = (found.total * factors).sum() / live
+    variance = (found.square * factors**2).sum() / live - mean**2
+    return float(max(variance, 0) * power / scales.variance)
+
+
 def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
     """The density of a leaf, in one pass over its pieces."""
     norm = _normalization(np.float32(leaf.lo), np.float32(leaf.hi))
     if leaf.piece == core.SORTED_SIZE:
-        chunk, valid = next(leaf.pieces())
+        chunk, valid = _live(leaf)
         return _from_sorted(chunk, np.int32(valid), norm), norm
     counts = core.empty_counts()
-    for i, (chunk, valid) in enumerate(leaf.pieces()):
-        counts = _accumulate(counts, chunk, np.int32(valid), norm)
+    for i, ((chunk, valid), to_x) in enumerate(
+        zip(leaf.unscaled(), leaf.norms(norm), strict=False)
+    ):
+        counts = _accumulate(counts, chunk, np.int32(valid), to_x)
         if i % _IN_FLIGHT == 0:
             counts.block_until_ready()
+    if leaf.scales is not None and leaf.scales.dead:
+        counts = _without_zeros(counts, norm, np.int32(leaf.scales.dead))
     return core.binned(counts), norm
+
+
+def _live(leaf: Leaf) -> tuple[Any, int]:
+    """The only piece of a small leaf, without the weights of dead rows."""
+    chunk, valid = next(leaf.pieces())
+    if leaf.scales is None or not leaf.scales.dead:
+        return chunk, valid
+    x = np.asarray(chunk)[:valid][next(leaf.spread(leaf.scales.values))[:valid] > 0]
+    return (_pad(x, leaf.piece) if x.size else chunk), x.size
 
 
 def encode(
@@ -183,46 +425,168 @@ def encode(
     by_table = leaf.piece > core.SORTED_SIZE and bool(exact)
     codes = empty_to_hand_over(coding.packed_size(leaf.flat.size, bits), np.uint8)
     piece = coding.packed_size(leaf.piece, bits)
-    waiting: deque[tuple[int, jax.Array]] = deque()
 
-    def collect() -> None:
-        start, part = waiting.popleft()
-        codes[start : start + piece] = np.asarray(part)[: codes.size - start]
+    def launched() -> Iterator[jax.Array]:
+        for (chunk, _), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
+            if by_table:
+                yield _codes_by_table(chunk, to_x, table, bits)
+            else:
+                yield _codes_by_search(chunk, to_x, boundaries, bits)
 
-    for i, (chunk, _) in enumerate(leaf.pieces()):
-        if by_table:
-            part = _codes_by_table(chunk, norm, table, bits)
-        else:
-            part = _codes_by_search(chunk, norm, boundaries, bits)
-        waiting.append((i * piece, part))
-        if len(waiting) > _IN_FLIGHT:
-            collect()
-    while waiting:
-        collect()
+    for i, part in enumerate(_ahead(launched())):
+        codes[i * piece : (i + 1) * piece] = np.asarray(part)[: codes.size - i * piece]
     spare = -leaf.flat.size * bits % 8
     if spare:
         codes[-1] &= 0xFF >> spare  # the padding's codes: the stream ends in zeros
-    return _tensor(leaf, codes, levels_in_weight_units(leaf, norm, quantizer.values), bits)
+    if leaf.scales is None:
+        levels = levels_in_weight_units(leaf, norm, quantizer.values)
+        return _tensor(leaf, codes, levels, bits)
+    with np.errstate(over="ignore"):  # of a float64 level above the largest weight
+        levels = levels_in_weight_units(leaf, norm, quantizer.values)
+    limit = _largest_level(leaf, float(leaf.scales.values.max()))
+    tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
+    scales = jax.device_put(leaf.scales.values)
+    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
+
+
+def _ahead(launched: Iterator[Any]) -> Iterator[Any]:
+    """The results of an iterator that launches them, a few steps behind it."""
+    waiting: deque[Any] = deque()
+    for part in launched:
+        waiting.append(part)
+        if len(waiting) > _IN_FLIGHT:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _largest_level(leaf: Leaf, scale: float) -> float:
+    """What a level, or a scale, may be for its product with a scale, or a level, to be finite."""
+    largest = float(jnp.finfo(leaf.dtype).max) * (1 - 2.0**-10)  # scales are rounded by half that
+    return min(largest / scale, float(np.finfo(np.float64).max)) if scale else largest
 
 
 def levels_in_weight_units(leaf: Leaf, norm: core.Normalization, values: Any) -> np.ndarray:
-    """float64 levels: normalized values back in the units of the weights."""
+    """float64 levels: normalized values back in the units of the weights.
+
+    With scales: to be multiplied by the float16 scale of a weight's row.
+    """
     center, scale = float(norm.center), float(norm.scale)
-    return (np.asarray(values, np.float64) / scale + center) / leaf.factor
+    levels = np.asarray(values, np.float64) / scale + center
+    return levels * (1.0 if leaf.scales is None else leaf.scales.unit) / leaf.factor
+
+
+def refine(leaf: Leaf, tensor: QuantizedTensor) -> tuple[QuantizedTensor, float]:
+    """Fit the scales to the codes by least squares, in one pass over the pieces.
+
+    The gain of a row is ``<w, v> / <v, v>``, v the levels of its weights: no other scale leaves a
+    smaller squared error. A row keeps its scale where that is not positive.
+
+    Args:
+        leaf: from `scaled`.
+        tensor: what `encode` made of it.
+
+    Returns:
+        The tensor with new scales, and its noise: ``1 - rho**2`` over all weights, before decoded
+        weights are rounded to the dtype.
+    """
+    assert leaf.scales is not None
+    old = leaf.scales.values
+    errors = _errors(leaf, leaf.scales, tensor)
+    own = errors.power > 0
+    gain = 1 + np.divide(errors.product, errors.power, out=np.zeros(old.shape), where=own)
+    limit = _largest_level(leaf, float(np.abs(np.asarray(tensor.levels)).max()))
+    new = np.minimum(old * gain, min(limit, float(np.finfo(np.float16).max))).astype(np.float16)
+    new = np.where(new > 0, new, old)
+    noise = _noise(leaf, leaf.scales, errors, new)
+    return dataclasses.replace(tensor, scales=jax.device_put(new)), noise
+
+
+class _Errors(NamedTuple):
+    """Sums over rows [groups, channels] of scaled weights, of levels v and errors e.
+
+    Attributes:
+        level: of v.
+        power: of v v.
+        product: of e v.
+        error: of the errors of all weights that are not dead, times ``Leaf.factor``.
+        square: of their squares.
+    """
+
+    level: np.ndarray
+    power: np.ndarray
+    product: np.ndarray
+    error: float
+    square: float
+
+
+def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
+    # In units of the scaled weights, where nothing overflows.
+    values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
+    values = jnp.asarray(values.astype(np.float32))
+    level, power, product = (np.zeros(scales.rows.shape) for _ in range(3))
+    sums = np.zeros(2)
+    parts = (
+        (valid, _levels_and_errors(chunk, factors, packed, values, tensor.bits))
+        for chunk, valid, factors, packed in _with_codes(leaf, tensor, scales.factors)
+    )
+    for i, (valid, arrays) in enumerate(_ahead(parts)):
+        v, e, error = (np.asarray(a)[:valid] for a in arrays)
+        for table, x in ((level, v), (power, v * v), (product, v * e)):
+            fold(np.add, table, scales.rows, x, i * leaf.piece)
+        sums += error.sum(), error @ error
+    return _Errors(level, power, product, float(sums[0]), float(sums[1]))
+
+
+def _noise(leaf: Leaf, scales: Scales, errors: _Errors, new: np.ndarray) -> float:
+    """``1 - rho**2`` with new scales, by the sums of the errors, in which no digits cancel."""
+    old = scales.values.astype(np.float64)
+    change = np.divide(new, old, out=np.ones_like(old), where=old > 0) - 1
+    unit = old * scales.unit
+    product = errors.product - change * errors.power
+    error = errors.error - (unit * change * errors.level).sum() + scales.lost[0]
+    square = errors.square - (unit**2 * change * (errors.product + product)).sum() + scales.lost[1]
+    both = square + (unit**2 * (1 + change) * product).sum()
+    error, square, both = (x / leaf.flat.size for x in (error, square, both))
+    square, both = square - error**2, both - scales.mean * error
+    decoded = scales.variance - 2 * both + square
+    # Below that, a variance is what rounding left of zero.
+    if not (scales.variance > both and decoded > 1e-6 * scales.variance):
+        return 1.0
+    noise = (scales.variance * square - both**2) / (scales.variance * decoded)
+    return float(np.clip(noise, 0, 1))
+
+
+def _with_codes(
+    leaf: Leaf, tensor: QuantizedTensor, values: np.ndarray
+) -> Iterator[tuple[Any, int, Any, np.ndarray]]:
+    """Each piece with the number of valid weights, the values of its rows and its codes."""
+    codes, size = np.asarray(tensor.codes), coding.packed_size(leaf.piece, tensor.bits)
+    for i, ((chunk, valid), value) in enumerate(
+        zip(leaf.unscaled(), leaf.spread(values), strict=True)
+    ):
+        packed = codes[i * size : (i + 1) * size]
+        yield chunk, valid, value, np.pad(packed, (0, size - packed.size))
 
 
 def distinct(leaf: Leaf, most: int) -> np.ndarray | None:
-    """The distinct weights, ascending, if there are at most ``most`` of them."""
+    """The distinct weights, ascending, if there are at most ``most`` of them; scales do not count.
+
+    The first few weights tell most tensors apart, so that it costs little to ask.
+    """
     found = np.empty(0, leaf.flat.dtype)
-    for start in range(0, leaf.flat.size, core.CHUNK):
-        found = np.union1d(found, np.asarray(_slice(leaf.flat, start, core.CHUNK)))
+    for start in (0, *range(_FEW, leaf.flat.size, core.CHUNK)):
+        size = core.CHUNK if start else _FEW
+        found = np.union1d(found, np.asarray(_slice(leaf.flat, start, size)))
         if found.size > most:
             return None
     return found
 
 
 def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
-    """Store a leaf of few distinct weights without loss, in as few bits as they need."""
+    """Store a leaf of few distinct weights without loss, in as few bits as they need.
+
+    Scales are left out.
+    """
     bits = max(1, int(values.size - 1).bit_length())
     codes = np.empty(leaf.flat.size, np.uint8)
     for start in range(0, leaf.flat.size, core.CHUNK):

@@ -1,7 +1,7 @@
 """What was quantized, how well, how large it is, and what was left alone and why."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,9 @@ class Row:
         levels: number of levels.
         correlation: rho between the weights and the quantized weights.
         noise: ``1 - rho**2``, kept apart since at many bits rho is 1 to all digits shown.
-        nbytes: bytes in a file: codes, levels, and this tensor's share of the header.
+        nbytes: bytes in a file: codes, levels, scales, and this tensor's share of the header.
+        coding: "packed" or "entropy".
+        rows: number of scales; 1 for a single table of levels as it is.
     """
 
     path: str
@@ -29,6 +31,53 @@ class Row:
     correlation: float
     noise: float
     nbytes: int
+    coding: str = "packed"
+    rows: int = 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits a weight of this tensor, everything counted."""
+        return 8 * self.nbytes / self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How bits were shared out under a target.
+
+    Attributes:
+        target: its name, such as "bits_per_weight".
+        limit: its value.
+        loss: sum over tensors of importance times ``1 - rho**2``, as predicted.
+        cost: bytes of the quantized tensors, as predicted; an upper bound.
+        bound: no choice among the same options does better: a loss for a target of size, a cost in
+            bytes for a target of correlation.
+        uniform_bits: most bits that all tensors could have had alike within the same cost; None if
+            none.
+        uniform_loss: the loss with these.
+        curves: for each path, (stored bits a weight, ``1 - rho**2``) of its useful options, from
+            small to large.
+    """
+
+    target: str
+    limit: float
+    loss: float
+    cost: float
+    bound: float
+    uniform_bits: int | None
+    uniform_loss: float | None
+    curves: Mapping[str, tuple[tuple[float, float], ...]]
+
+    def __str__(self) -> str:
+        lines = [f"target {self.target} = {self.limit:g}: sum of 1 - rho^2 {self.loss:.4g}"]
+        if self.target in ("bits_per_weight", "max_bytes"):
+            lines[0] += f", the optimum is at least {self.bound:.4g}"
+        else:
+            lines[0] += f", {self.cost:,.0f} bytes, the optimum is at least {self.bound:,.0f}"
+        if self.uniform_loss is not None:
+            lines.append(f"with {self.uniform_bits} bits for all tensors: {self.uniform_loss:.4g}")
+            if self.loss >= 0.99 * self.uniform_loss:
+                lines.append("note: the mix is no better than equal bits for all")
+        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +105,13 @@ class Report:
         rows: the quantized tensors, in the tree's order.
         skipped: the leaves left alone, in the tree's order.
         file_nbytes: size of the file that `corrq_jax.save` writes for the tree, all included.
+        budget: how bits were shared out, if there was a target.
     """
 
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
     file_nbytes: int
+    budget: Budget | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -94,13 +145,18 @@ class Report:
         return min((row.correlation for row in self.rows), default=float("nan"))
 
     def __str__(self) -> str:
-        header = ("path", "shape", "bits", "levels", "correlation", "1 - rho^2", "bytes")
+        header = (
+            *("path", "shape", "bits", "levels", "scales", "stored bits"),
+            *("correlation", "1 - rho^2", "bytes"),
+        )
         lines = [
             (
                 row.path,
                 "x".join(map(str, row.shape)),
                 str(row.bits),
                 str(row.levels),
+                str(row.rows) if row.rows > 1 else "",
+                f"{row.bits_per_weight:.3f}",
                 f"{row.correlation:.6f}",
                 f"{row.noise:.2e}",
                 f"{row.nbytes:,}",
@@ -113,6 +169,8 @@ class Report:
                 f"{len(self)} tensors, {self.size:,} weights, {self.nbytes:,} bytes: "
                 f"{self.bits_per_weight:.3f} bits a weight, everything counted"
             )
+        if self.budget is not None:
+            parts.append(str(self.budget))
         if self.skipped:
             parts.append(f"left in float or untouched: {len(self.skipped)} leaves")
             rows = [(s.path, "x".join(map(str, s.shape)), s.reason) for s in self.skipped]

@@ -1,5 +1,6 @@
 """Parameter trees: quantize and dequantize any pytree of arrays."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -8,16 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from corrq_jax import layout, paths
+from corrq_jax import layout, menu, paths
 from corrq_jax import leaf as leaves
-from corrq_jax.config import Config, Select, matches
-from corrq_jax.core.fit import Method, Quantizer, fit_batch
+from corrq_jax.budget import allocate
+from corrq_jax.config import Bits, Config, Select, matches
 from corrq_jax.errors import InputError
-from corrq_jax.report import Report, Row, Skipped
+from corrq_jax.granularity import rows_of
+from corrq_jax.report import Budget, Report, Row, Skipped
 from corrq_jax.tensor import QuantizedTensor, is_quantized
-
-BATCH = 8
-"""Densities in one call of the search: one compilation serves a network of any number of layers."""
 
 _NOT_KERNELS = {
     *("bias", "b", "beta", "gamma", "scale", "offset", "mean", "var", "count"),
@@ -51,13 +50,21 @@ def _reason_by_default(path: str, leaf: Any) -> str | None:
 
 def quantize(
     params: Any,
-    bits: int | Mapping[str, int] = 4,
+    bits: Bits = None,
     *,
     grid: str = "optimal",
     fit: str | None = None,
     levels: str | None = None,
     zero: bool = False,
     select: Select | str | tuple[str, ...] | None = None,
+    coding: str = "packed",
+    granularity: str | int = "tensor",
+    axes: Mapping[str, tuple[int, ...]] | None = None,
+    bits_per_weight: float | None = None,
+    max_bytes: int | str | None = None,
+    mean_correlation: float | None = None,
+    min_correlation: float | None = None,
+    importance: Mapping[str, float] | None = None,
     config: Config | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Any, Report]:
@@ -69,8 +76,10 @@ def quantize(
 
     Args:
         params: a pytree of arrays (numpy or jax; any shapes).
-        bits: bits a weight, 1 to 8, or a mapping from path pattern to bits, of which the first
-            that matches a path counts; selected leaves that no pattern matches stay as they are.
+        bits: bits a weight, 1 to 8 (None: 4), or a mapping from path pattern to bits, of which the
+            first that matches a path counts; selected leaves that no pattern matches stay as they
+            are. With a target it says which widths may be taken (None: all): a number, several in a
+            tuple, or a mapping from path pattern to either.
         grid: "linear", "exponential", "optimal" or "nf4".
         fit: "correlation" or "range"; None for the grid's own.
         levels: "mean" or "grid"; None for the grid's own.
@@ -78,6 +87,21 @@ def quantize(
         select: predicate (path, leaf), or one or several path patterns; None for kernels and
             embeddings. A pattern is a glob on the path, whose keys are joined by "/"; it also
             selects all below it.
+        coding: "packed", or "entropy": codes that take about as many bits in a file as the entropy
+            of the levels, which are chosen for it. In memory they are packed all the same.
+        granularity: "tensor"; "channel" or a number of weights: levels are multiplied by a 16-bit
+            scale for each output channel, or for each group of so many weights of a channel; "auto"
+            (with a target, or entropy coding): what serves each tensor better.
+        axes: mapping from path pattern to channel axes, where the default
+            (`corrq_jax.granularity.channel_axes`) is wrong.
+        bits_per_weight: target: at most this many stored bits a quantized weight, everything
+            counted. The bits of each tensor are chosen so that the sum over tensors of
+            ``1 - rho**2``, times their importance, is smallest.
+        max_bytes: target: at most this size of the whole file, in bytes or as "4MB".
+        mean_correlation: target: the smallest file in which the mean of rho over tensors is this.
+        min_correlation: target: the smallest file in which each rho is at least this. Only one
+            target can be given.
+        importance: mapping from path to the weight of a tensor in the sum; 1 where it has none.
         config: all options in one record; the other keywords must then be left out.
         progress: called with the path of each tensor as it is done.
 
@@ -95,7 +119,21 @@ def quantize(
     >>> [(row.path, row.bits, round(row.correlation, 4)) for row in report]
     [('dense/kernel', 3, 0.9923)]
     """
-    single = Config(bits, grid, fit, levels, zero, select)  # type: ignore[arg-type]
+    single = Config(
+        bits=bits,
+        grid=grid,
+        fit=fit,
+        levels=levels,
+        zero=zero,
+        select=select,  # type: ignore[arg-type]
+        coding=coding,
+        granularity=granularity,
+        axes=axes or (),
+        bits_per_weight=bits_per_weight,
+        max_bytes=max_bytes,
+        mean_correlation=mean_correlation,
+        min_correlation=min_correlation,
+    )
     if config is None:
         config = single
     elif single != Config():
@@ -103,16 +141,25 @@ def quantize(
     entries, treedef = paths.flatten(params)
     _check_patterns(config, [path for path, _ in entries])
     chosen, reasons = _choose(config, entries)
+    _check_importance(importance, chosen)
+    budget: Budget | None = None
+    if config.target is None:
+        picked = _pick_alone(chosen, config)
+    else:
+        menus = dict(_menus(chosen, config))
+        rest = layout.rest_nbytes(params, set(menus)) if config.max_bytes is not None else 0
+        picks, budget = allocate(menus, config, importance or {}, rest)
+        picked = iter(picks.items())
     fitted = {}
-    for path, result in _quantize_leaves(chosen, config):
-        fitted[path] = result
+    for path, option in picked:
+        fitted[path] = _Fitted(*menu.encode(option))
         if progress is not None:
             progress(path)
     for path in chosen.keys() - fitted.keys():
         reasons[path] = "constant: kept as it is, its correlation is undefined"
     new = [fitted[path].tensor if path in fitted else leaf for path, leaf in entries]
     tree = jax.tree_util.tree_unflatten(treedef, new)
-    return tree, _report(tree, entries, fitted, reasons)
+    return tree, _report(tree, entries, fitted, reasons, budget)
 
 
 def dequantize(params: Any) -> Any:
@@ -141,18 +188,17 @@ def _check_patterns(config: Config, all_paths: list[str]) -> None:
 
 
 def _choose(config: Config, entries: list[tuple[str, Any]]):
-    """The leaves to quantize with their bits, and for each other leaf the reason why not."""
-    chosen: dict[str, tuple[Any, int]] = {}
+    """The leaves to quantize, and for each other leaf the reason why not."""
+    chosen: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for path, leaf in entries:
         reason = _reason_against(config, path, leaf)
-        bits = config.bits_of(path)
-        if reason is None and bits is None:
+        if reason is None and config.widths_of(path) is None:
             reason = "no pattern of bits matches it"
-        if reason is None and bits is not None:
-            chosen[path] = (leaf, bits)
+        if reason is None:
+            chosen[path] = leaf
         else:
-            reasons[path] = str(reason)
+            reasons[path] = reason
     return chosen, reasons
 
 
@@ -179,43 +225,72 @@ def _reason_against(config: Config, path: str, leaf: Any) -> str | None:
     return None if any(matches(path, p) for p in config.select) else "not selected"
 
 
-def _quantize_leaves(
-    chosen: dict[str, tuple[Any, int]], config: Config
-) -> Iterator[tuple[str, _Fitted]]:
-    """Measure, fit and encode, a batch of tensors of equal bits at a time; skips constant ones."""
-    pending: dict[int, list] = {}
-    for path, (array, bits) in chosen.items():
-        leaf = leaves.read(path, array)
-        if leaf.is_constant:
-            continue
-        pending.setdefault(bits, []).append((leaf, *leaves.measure(leaf)))
-        if len(pending[bits]) == BATCH:
-            yield from _fit_and_encode(pending.pop(bits), config.method(bits))
-    for bits, rest in pending.items():
-        yield from _fit_and_encode(rest, config.method(bits))
+def _check_importance(importance: Mapping[str, float] | None, chosen: dict[str, Any]) -> None:
+    for path, value in (importance or {}).items():
+        if path not in chosen:
+            raise InputError(f"importance: {path!r} is not the path of a tensor to be quantized")
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"importance of {path!r} is {value}; it has to be above 0")
 
 
-def _fit_and_encode(items: list, method: Method) -> Iterator[tuple[str, _Fitted]]:
-    densities, norms = [i[1] for i in items], [i[2] for i in items]
-    repeat = [min(i, len(items) - 1) for i in range(BATCH)]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *[densities[i] for i in repeat])
-    norm = jax.tree.map(lambda *a: jnp.stack(a), *[norms[i] for i in repeat])
-    extremes = np.array([[items[i][0].lo, items[i][0].hi] for i in repeat], np.float32)
-    quantizers = fit_batch(stacked, extremes[:, 0], extremes[:, 1], norm, method)
-    occupied = np.asarray((stacked.counts > 0).sum(axis=1))
-    values, noise = np.asarray(quantizers.values), np.asarray(quantizers.noise)
-    for i, (leaf, _, norm) in enumerate(items):
-        exact = leaves.distinct(leaf, values.shape[1]) if occupied[i] <= values.shape[1] else None
-        if exact is not None:
-            yield leaf.path, _Fitted(leaves.encode_exactly(leaf, exact), 0.0)
-            continue
-        quantizer = Quantizer(quantizers.boundaries[i], values[i], noise[i])
-        tensor = leaves.encode(leaf, norm, quantizer, method.bits)
-        yield leaf.path, _Fitted(tensor, float(noise[i]))
+def _variants(path: str, array: Any, config: Config) -> list[leaves.Leaf]:
+    """A leaf in each granularity that it may have; none if it is constant."""
+    leaf = leaves.read(path, array)
+    if leaf.is_constant:
+        return []
+    coarse = "tensor" if config.granularity == "auto" else config.granularity
+    names = ("tensor", "channel") if config.granularity == "auto" else (coarse,)
+    shape = tuple(int(n) for n in leaf.array.shape)
+    rows = [rows_of(path, shape, name, config.axes_of(path)) for name in names]
+    kept = [r for i, r in enumerate(rows) if r is not None or i == 0]
+    return [leaf if r is None else leaves.scaled(leaf, r) for r in kept]
+
+
+def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[menu.Option]]]:
+    """Each tensor's options, a batch of equal widths at a time; skips constant ones."""
+    pending: dict[tuple[int, ...], list[menu.Measured]] = {}
+    together: dict[str, list[menu.Option]] = {}
+    waiting: dict[str, int] = {}
+
+    def finish(widths: tuple[int, ...]) -> Iterator[tuple[str, list[menu.Option]]]:
+        batch = pending.pop(widths)
+        for item, found in zip(
+            batch, menu.options(batch, config, [widths] * len(batch)), strict=True
+        ):
+            path = item.leaf.path
+            together.setdefault(path, []).extend(found)
+            waiting[path] -= 1
+            if not waiting[path]:
+                yield path, together.pop(path)
+
+    for path, array in chosen.items():
+        widths = config.widths_of(path)
+        assert widths is not None  # _choose took only such
+        variants = _variants(path, array, config)
+        waiting[path] = len(variants)
+        for variant in variants:
+            batch = pending.setdefault(widths, [])
+            batch.append(menu.measure(variant))
+            if len(batch) == menu.BATCH:
+                yield from finish(widths)
+    for widths in list(pending):
+        yield from finish(widths)
+
+
+def _pick_alone(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, menu.Option]]:
+    """Without a target: the least noise in at most the bytes of packed codes of these bits."""
+    for path, options in _menus(chosen, config):
+        limit = min((o.nbytes for o in options if o.coding == "packed"), default=np.inf)
+        small = [o for o in options if o.nbytes <= limit]
+        yield path, min(small, key=lambda o: o.noise)
 
 
 def _report(
-    tree: Any, entries: list[tuple[str, Any]], fitted: dict[str, _Fitted], reasons: dict[str, str]
+    tree: Any,
+    entries: list[tuple[str, Any]],
+    fitted: dict[str, _Fitted],
+    reasons: dict[str, str],
+    budget: Budget | None,
 ) -> Report:
     file = layout.plan(tree, strict=False)
     rows, skipped = [], []
@@ -233,9 +308,11 @@ def _report(
                     correlation=float(np.sqrt(1 - noise)),
                     noise=noise,
                     nbytes=nbytes,
+                    coding=tensor.coding,
+                    rows=1 if tensor.rows is None else math.prod(tensor.rows.shape),
                 )
             )
         else:
             shape = tuple(int(n) for n in getattr(original, "shape", ()))
             skipped.append(Skipped(path, shape, nbytes, reasons[path]))
-    return Report(tuple(rows), tuple(skipped), file.file_nbytes)
+    return Report(tuple(rows), tuple(skipped), file.file_nbytes, budget)

@@ -298,7 +298,6 @@ def test_nothing_to_quantize(tree):
         (float("inf"), "bits=inf"),
         ("four", "bits='four'"),
         ("4", "bits='4'"),
-        (None, "bits=None"),
         ({"kernel": 9}, r"bits\['kernel'\]=9: give a whole number from 1 to 8"),
         ({"kernel": "3"}, r"bits\['kernel'\]='3'"),
         ({}, "bits is an empty mapping: give at least one path pattern"),

@@ -151,7 +151,7 @@ def test_report_of_a_large_tensor_is_hardly_more_than_its_bits():
 def test_report_prints_rows_totals_and_reasons():
     lines = str(REPORT).splitlines()
     assert lines[0].split() == [
-        *("path", "shape", "bits", "levels", "correlation"),
+        *("path", "shape", "bits", "levels", "scales", "stored", "bits", "correlation"),
         *("1", "-", "rho^2", "bytes"),
     ]
     conv = next(line for line in lines if line.startswith("conv/kernel"))

@@ -56,15 +56,17 @@ def reduction_edges(density: Density, size: int) -> jax.Array:
     return jnp.concatenate([ends[:1], jnp.minimum(edges, BINS), ends[1:]]).astype(jnp.int32)
 
 
-def program(sums: jax.Array, levels: int) -> jax.Array:
-    """Exact dynamic programming over the edges of a reduced density.
+def program_table(sums: jax.Array, levels: int) -> tuple[jax.Array, jax.Array]:
+    """The table of exact dynamic programming over the edges of a reduced density.
 
     Args:
         sums: float64[points + 1, 3], running sums of count, count * x and count * x**2.
-        levels: number of cells.
+        levels: the largest number of cells.
 
     Returns:
-        int32[levels - 1], ascending indices of the edges between the best cells.
+        table: float32[levels - 1, points + 1], in row i the smallest squared error of i + 1 cells
+            that end at each edge.
+        cost: float32[points + 1, points + 1], the squared error of one cell between two edges.
     """
     mass, moment, square = (column[None, :] - column[:, None] for column in sums.T)
     cost = jnp.maximum(square - moment**2 / jnp.maximum(mass, 1), 0).astype(jnp.float32)
@@ -75,17 +77,29 @@ def program(sums: jax.Array, levels: int) -> jax.Array:
         return (best[:, None] + cost).min(axis=0), best
 
     _, table = jax.lax.scan(extend, cost[0], length=levels - 1)
+    return table, cost
+
+
+def trace_back(table: jax.Array, cost: jax.Array) -> jax.Array:
+    """The best cells, one more than a `program_table` has rows.
+
+    Returns:
+        int32[levels - 1], ascending indices of the edges between them.
+    """
 
     def step_back(end, best):
         start = argmin(best + cost[:, end])
         return start, start
 
-    _, edges = jax.lax.scan(step_back, jnp.int32(sums.shape[0] - 1), table, reverse=True)
+    _, edges = jax.lax.scan(step_back, jnp.int32(cost.shape[0] - 1), table, reverse=True)
     return edges.astype(jnp.int32)
 
 
 def lloyd(m: corr.Moments, edges: jax.Array) -> jax.Array:
-    """Lloyd's iteration from bin edges int32[levels - 1]; returns float64[levels] cell means."""
+    """Lloyd's iteration from bin edges int32[levels - 1]; returns float64[levels] cell means.
+
+    Edges of BINS, behind all weights, stay there: fewer levels in an array of one size.
+    """
 
     def means(edges):
         c = corr.cells(m.sums, edges)
@@ -96,7 +110,8 @@ def lloyd(m: corr.Moments, edges: jax.Array) -> jax.Array:
     def step(state):
         iteration, edges, _ = state
         values = means(edges)
-        return iteration + 1, corr.bin_edges(m, (values[1:] + values[:-1]) / 2), edges
+        moved = corr.bin_edges(m, (values[1:] + values[:-1]) / 2)
+        return iteration + 1, jnp.where(edges < BINS, moved, BINS), edges
 
     def moving(state):
         iteration, edges, before = state
@@ -106,11 +121,16 @@ def lloyd(m: corr.Moments, edges: jax.Array) -> jax.Array:
     return means(edges)
 
 
-def optimal_values(density: Density, m: corr.Moments, levels: int) -> jax.Array:
-    """float64[levels], ascending: the values of the best quantizer; boundaries halfway between."""
-    edges = reduction_edges(density, reduced_size(levels))
+def reduce(density: Density, m: corr.Moments, size: int) -> tuple[jax.Array, jax.Array]:
+    """Edges int32[size + 1] of a reduced density, and its running sums float64[size + 1, 3]."""
+    edges = reduction_edges(density, size)
     deviation = density.points.astype(jnp.float64) - m.mean
     square = jnp.cumsum(density.counts * deviation**2)
     square = jnp.concatenate([jnp.zeros(1), square])[edges]
-    sums = jnp.concatenate([m.sums[edges], square[:, None]], axis=1)
-    return jnp.sort(lloyd(m, edges[program(sums, levels)]))
+    return edges, jnp.concatenate([m.sums[edges], square[:, None]], axis=1)
+
+
+def optimal_values(density: Density, m: corr.Moments, levels: int) -> jax.Array:
+    """float64[levels], ascending: the values of the best quantizer; boundaries halfway between."""
+    edges, sums = reduce(density, m, reduced_size(levels))
+    return jnp.sort(lloyd(m, edges[trace_back(*program_table(sums, levels))]))

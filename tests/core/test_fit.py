@@ -11,7 +11,7 @@ import pytest
 
 from corrq_jax import leaf as leaves
 from corrq_jax.core.fit import Method, Quantizer, fit, fit_batch
-from corrq_jax.tree import BATCH
+from corrq_jax.menu import BATCH
 
 SAMPLES = oracles.samples()
 SMALL = oracles.small_samples()

@@ -1,0 +1,131 @@
+"""Many quantizers of one density in one call, from coarse to fine: what a bit budget chooses from.
+
+`by_width` has the best quantizer of every number of bits: the table of one dynamic programming
+(`corrq_jax.core.optimal`) holds them all. `by_step` has quantizers for entropy-coded files, whose
+codes take about as many bits as the entropy of the levels.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from corrq_jax.core import correlation as corr
+from corrq_jax.core.density import BINS, Density, bins_below, is_binned, snap
+from corrq_jax.core.optimal import lloyd, program_table, reduce, reduction_edges, trace_back
+
+LEVELS = 256
+POINTS = 512
+"""Points of the reduced density: two a level at 8 bits, where Lloyd's iteration does the rest."""
+STEPS = tuple(2.0 ** (k / 4) for k in range(-22, 8))
+"""Initial steps of `by_step`, in standard deviations: 0.02 to 3.4, about 7.5 to 0.5 bits a weight."""
+RATE_ITERATIONS = 40
+TRADE = np.log(2) / 6
+"""Squared steps that a bit is worth: at high rate ``D = step**2 / 12`` falls by 2 ln(2) D a bit."""
+
+
+class Ladder(NamedTuple):
+    """Quantizers of one density, in normalized units; the first axis counts them.
+
+    Attributes:
+        boundaries: float32[n, LEVELS - 1], ascending; inf beyond the last level.
+        values: float64[n, LEVELS], the means of the cells.
+        mass: float64[n, LEVELS], weights in each cell; 0 for levels that are not there.
+        noise: float64[n], ``1 - rho**2``.
+    """
+
+    boundaries: jax.Array
+    values: jax.Array
+    mass: jax.Array
+    noise: jax.Array
+
+
+def _finish(density: Density, m: corr.Moments, boundaries: jax.Array) -> Ladder:
+    """Cells, values and noise for boundaries float[LEVELS - 1]."""
+    boundaries = boundaries.astype(jnp.float32)
+    used = jnp.isfinite(boundaries)
+    # Sorted weights can be closer than a bin, and small tensors need their exact optimum.
+    boundaries = jnp.where(used & is_binned(density), snap(boundaries), boundaries)
+    edges = jnp.where(used, corr.bin_edges(m, boundaries), BINS)
+    c = corr.cells(m.sums, edges)
+    return Ladder(boundaries, c.means(m, m.mean), c.mass, corr.noise_of_means(m, c))
+
+
+def by_width(density: Density) -> Ladder:
+    """The quantizers of largest correlation with 2, 4, 8, ..., 256 levels.
+
+    Args:
+        density: at least two distinct points.
+    """
+    m = corr.moments(density)
+    edges, sums = reduce(density, m, POINTS)
+    table, cost = program_table(sums, LEVELS)
+    starts = [edges[trace_back(table[: 2**bits - 1], cost)] for bits in range(1, 9)]
+    padded = [jnp.pad(s, (0, LEVELS - 1 - s.size), constant_values=BINS) for s in starts]
+
+    def one(start: jax.Array) -> Ladder:
+        values = lloyd(m, start)
+        middle = (values[1:] + values[:-1]) / 2
+        return _finish(density, m, jnp.where(start < BINS, middle, jnp.inf))
+
+    return jax.vmap(one)(jnp.stack(padded))
+
+
+def by_step(density: Density) -> Ladder:
+    """Entropy-constrained quantizers, one for each of `STEPS`.
+
+    From a uniform grid the iteration of Chou, Lookabaugh and Gray (IEEE Trans. ASSP 37(1), 1989):
+    values are the means of their cells; a weight goes to the level k with the smallest
+    ``(x - v_k)**2 + lambda r_k``, where ``r_k = -log2 p_k`` are the bits of the level. lambda is
+    `TRADE` squared steps. Levels that end up without weights are gone.
+
+    Args:
+        density: at least two distinct points.
+    """
+    m = corr.moments(density)
+    sums = corr.by_key(m)
+    deviation = jnp.sqrt(m.square / m.total)
+    half = jnp.searchsorted(m.sums[1:, 0], m.total / 2)
+    median = m.points[half].astype(jnp.float64)
+
+    def one(step: jax.Array) -> Ladder:
+        step = step * deviation
+        trade = TRADE * step**2
+        # A level on the median keeps a peak there, such as many weights of zero, in one cell.
+        first = median + step * (jnp.arange(LEVELS - 1) - LEVELS // 2 + 0.5)
+
+        def iterate(_: int, boundaries: jax.Array) -> jax.Array:
+            edges = jnp.where(jnp.isfinite(boundaries), bins_below(boundaries), BINS)
+            return _constrained(m, corr.cells(sums, edges), trade)
+
+        boundaries = jax.lax.fori_loop(0, RATE_ITERATIONS, iterate, first)
+        return _finish(density, m, boundaries)
+
+    return jax.vmap(one)(jnp.asarray(STEPS))
+
+
+def _constrained(m: corr.Moments, c: corr.Cells, trade: jax.Array) -> jax.Array:
+    """Boundaries where two neighbouring levels cost the same; levels without weights move last."""
+    order = jnp.argsort(c.mass <= 0, stable=True)
+    mass = c.mass[order]
+    values = c.means(m, m.mean)[order]
+    rate = -jnp.log2(jnp.maximum(mass, 1e-300) / m.total)
+    gap = jnp.diff(values)
+    middle = (values[1:] + values[:-1]) / 2 + trade * jnp.diff(rate) / (2 * jnp.where(gap > 0, gap, 1))
+    return jnp.where(mass[1:] > 0, jax.lax.cummax(middle), jnp.inf)
+
+
+@jax.jit
+def ladders_by_width(density: Density) -> Ladder:
+    """`by_width` over the leading axis of a batch of densities."""
+    with jax.enable_x64(True):
+        return jax.vmap(by_width)(density)
+
+
+@jax.jit
+def ladders_by_step(density: Density) -> Ladder:
+    """`by_step` over the leading axis of a batch of densities."""
+    with jax.enable_x64(True):
+        return jax.vmap(by_step)(density)

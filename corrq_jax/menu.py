@@ -1,0 +1,181 @@
+"""What a tensor can be stored as: each option with its bytes and its noise, before any is encoded.
+
+Everything here comes from densities; an option says what `encode` then makes of the weights.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from corrq_jax import entropy, layout
+from corrq_jax import leaf as leaves
+from corrq_jax.config import Config
+from corrq_jax.core import coding, ladder
+from corrq_jax.core.density import Density, Normalization
+from corrq_jax.core.fit import Quantizer, fit_batch
+from corrq_jax.leaf import Leaf
+from corrq_jax.tensor import QuantizedTensor
+
+BATCH = 8
+"""Densities in one call of a search: one compilation serves a network of any number of layers."""
+
+
+class Measured(NamedTuple):
+    """A leaf, its density and the normalization of that."""
+
+    leaf: Leaf
+    density: Density
+    norm: Normalization
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One way to store a tensor.
+
+    Attributes:
+        leaf: the tensor, with or without scales.
+        norm: its normalization.
+        quantizer: boundaries and values in normalized units; None to store its few distinct
+            weights as they are.
+        bits: bits of a packed code.
+        coding: "packed" or "entropy".
+        nbytes: bytes in a file, its share of the header included; an upper bound.
+        noise: ``1 - rho**2``; with scales a prediction.
+    """
+
+    leaf: Leaf
+    norm: Normalization
+    quantizer: Quantizer | None
+    bits: int
+    coding: str
+    nbytes: int
+    noise: float
+
+
+def measure(leaf: Leaf) -> Measured:
+    """The density of a leaf that is not constant."""
+    return Measured(leaf, *leaves.measure(leaf))
+
+
+def options(
+    batch: Sequence[Measured], config: Config, widths: Sequence[Sequence[int]]
+) -> list[list[Option]]:
+    """The options of each of at most `BATCH` tensors; at least one for each.
+
+    Args:
+        batch: the tensors.
+        config: which grid, fit, levels and coding.
+        widths: for each tensor the widths that its packed codes may have.
+    """
+    repeat = [min(i, len(batch) - 1) for i in range(BATCH)]
+    density = jax.tree.map(lambda *a: jnp.stack(a), *[batch[i].density for i in repeat])
+    found: list[list[Option]] = [[] for _ in batch]
+    for bits, quantizers in _fitted(batch, repeat, density, config, widths):
+        for i, item in enumerate(batch):
+            if bits in widths[i]:
+                found[i].append(_option(item, quantizers[i], bits, "packed"))
+    if config.coding == "entropy":
+        for i, quantizers in enumerate(_rungs(ladder.ladders_by_step(density), len(batch))):
+            for quantizer, mass in quantizers:
+                bits = max(1, (len(mass) - 1).bit_length())
+                found[i].append(_option(batch[i], quantizer, bits, "entropy", mass))
+    occupied = np.asarray((density.counts > 0).sum(axis=1))
+    for i, item in enumerate(batch):
+        exact = _exact(item, int(occupied[i]), max(len(o.quantizer.values) for o in found[i]))  # type: ignore[union-attr]
+        if exact is not None:
+            found[i] = [o for o in found[i] if o.nbytes < exact.nbytes] + [exact]
+    return found
+
+
+def _fitted(batch, repeat, density, config: Config, widths):
+    """(bits, a quantizer for each tensor) for every width that any of them may have."""
+    needed = sorted({bits for some in widths for bits in some})
+    if config.grid == "optimal" and len(needed) > 1:
+        rungs = list(_rungs(ladder.ladders_by_width(density), len(batch)))
+        for bits in needed:
+            yield bits, [quantizers[bits - 1][0] for quantizers in rungs]
+        return
+    norm = jax.tree.map(lambda *a: jnp.stack(a), *[batch[i].norm for i in repeat])
+    lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
+    for bits in needed:
+        found = fit_batch(density, lo, hi, norm, config.method(bits))
+        values, noise = np.asarray(found.values), np.asarray(found.noise)
+        yield (
+            bits,
+            [Quantizer(found.boundaries[i], values[i], noise[i]) for i in range(len(batch))],
+        )
+
+
+def _rungs(found: ladder.Ladder, count: int):
+    """For each tensor its quantizers with the weights of each cell, without empty levels."""
+    found = jax.tree.map(np.asarray, found)
+    for i in range(count):
+        rungs = []
+        for boundaries, values, mass, noise in zip(*(a[i] for a in found), strict=True):
+            used = np.flatnonzero(mass)
+            quantizer = Quantizer(boundaries[used[:-1]], values[used], noise)
+            rungs.append((quantizer, mass[used].astype(np.int64)))
+        yield rungs
+
+
+def _option(
+    item: Measured,
+    quantizer: Quantizer,
+    bits: int,
+    how: str,
+    mass: np.ndarray | None = None,
+) -> Option:
+    leaf = item.leaf
+    levels = len(quantizer.values)
+    if mass is None:
+        codes = coding.packed_size(leaf.flat.size, bits)
+    else:
+        dead = 0 if leaf.scales is None else leaf.scales.dead
+        mass = mass.copy()
+        mass[int(np.abs(np.asarray(quantizer.values)).argmin())] += dead
+        codes = entropy.coded_nbytes(mass)
+    nbytes = codes + levels * _level_nbytes(leaf) + _overhead(leaf, how)
+    noise = min(float(quantizer.noise) * leaf.variance_ratio, 1.0)
+    return Option(leaf, item.norm, quantizer, bits, how, nbytes, noise)
+
+
+def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
+    """A tensor of at most ``levels`` distinct weights as it is."""
+    if item.leaf.scales is not None or occupied > levels:
+        return None
+    values = leaves.distinct(item.leaf, levels)
+    if values is None:
+        return None
+    bits = max(1, int(values.size - 1).bit_length())
+    codes = coding.packed_size(item.leaf.flat.size, bits)
+    nbytes = codes + values.size * _level_nbytes(item.leaf) + _overhead(item.leaf, "packed")
+    return Option(item.leaf, item.norm, None, bits, "packed", nbytes, 0.0)
+
+
+def _level_nbytes(leaf: Leaf) -> int:
+    return 8 if leaf.dtype == "float64" else 4
+
+
+def _overhead(leaf: Leaf, how: str) -> int:
+    """Bytes of header and scales, at most."""
+    rows = None if leaf.scales is None else leaf.scales.rows
+    shape = tuple(int(n) for n in leaf.array.shape)
+    return layout.overhead_nbytes(leaf.path, shape, leaf.dtype, rows, how)
+
+
+def encode(option: Option) -> tuple[QuantizedTensor, float]:
+    """The tensor as an option says, and its noise."""
+    leaf = option.leaf
+    if option.quantizer is None:
+        values = leaves.distinct(leaf, 1 << option.bits)
+        assert values is not None
+        return leaves.encode_exactly(leaf, values), 0.0
+    tensor = leaves.encode(leaf, option.norm, option.quantizer, option.bits)
+    noise = float(option.quantizer.noise)
+    if leaf.scales is not None:
+        tensor, noise = leaves.refine(leaf, tensor)
+    return dataclasses.replace(tensor, coding=option.coding), noise
