@@ -1,12 +1,14 @@
 """Flax networks: NNX modules and Linen variables, quantized and run with decoding inside jit."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from corrq_jax.errors import InputError, require
+from corrq_jax.moments import Wiring, trace
+from corrq_jax.moments import match_moments as _match_moments
 from corrq_jax.paths import flatten
 from corrq_jax.report import Report
 from corrq_jax.tree import dequantize as _dequantize_tree
@@ -135,22 +137,44 @@ class QuantizedModel:
         return cls(apply, *children)
 
 
-def quantize(model: Any, bits: Any = 4, **options: Any) -> tuple[Any, Report]:
+def quantize(
+    model: Any,
+    bits: Any = None,
+    *,
+    example: Any = None,
+    apply: Callable[..., Any] | None = None,
+    match_moments: bool | None = None,
+    input_mean: Any = 0.0,
+    input_variance: Any = 1.0,
+    **options: Any,
+) -> tuple[Any, Report]:
     """Quantize an NNX module or Linen variables.
+
+    With an example of the inputs the network is traced, not run: a target is then shared out by
+    each kernel's importance, and the normalizations take up the shift of means and variances that
+    quantization brings about (`corrq_jax.moments`). No data is needed for either.
 
     Args:
         model: a `flax.nnx.Module`; or Linen's ``variables`` (a mapping with the collection
             "params", of which only that one is quantized), or its parameters alone.
         bits: as for `corrq_jax.quantize`, like all other options.
-        **options: ``grid``, ``fit``, ``levels``, ``zero``, ``select``, ``config``, ``progress``.
+        example: an array or `jax.ShapeDtypeStruct` like a batch of inputs, or a tuple for several.
+        apply: with Linen and ``example``: the function of variables and inputs, ``model.apply``.
+        match_moments: None: if there is an example and a normalization to correct.
+        input_mean: of the inputs that the network was trained on, a number or one for each channel.
+        input_variance: likewise.
+        **options: ``grid``, ``fit``, ``levels``, ``zero``, ``select``, ``coding``, ``granularity``,
+            ``axes``, ``bits_per_weight``, ``max_bytes``, ``mean_correlation``, ``min_correlation``,
+            ``importance``, ``config``, ``progress``.
 
     Returns:
         For a module a `QuantizedModel`, which is called like it; for Linen the same mapping with
         `corrq_jax.QuantizedTensor` leaves, to be passed to `corrq_jax.dequantize` inside the jitted
-        step. And the report.
+        step. And the report, whose ``matched`` says what was corrected.
 
     Raises:
-        InputError: as for `corrq_jax.quantize`, or ``model`` is neither.
+        InputError: as for `corrq_jax.quantize`, or ``model`` is neither, or moments are to be
+            matched without an example.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -159,16 +183,53 @@ def quantize(model: Any, bits: Any = 4, **options: Any) -> tuple[Any, Report]:
     >>> jax.jit(lambda m, x: m(x))(qmodel, jnp.ones((2, 8))).shape
     (2, 4)
     """
-    if isinstance(model, Mapping):
-        if "params" not in model:
-            return _quantize_tree(model, bits, **options)
-        rest = {key: value for key, value in model.items() if key != "params"}
-        params, report = _quantize_tree(model["params"], bits, **options)
-        kind: Any = type(model)  # a FrozenDict stays one
-        return kind({"params": params, **rest}), report
-    apply, params = functional(model)
-    qparams, report = _quantize_tree(params, bits, **options)
-    return QuantizedModel(apply, qparams), report
+    if match_moments and example is None:
+        raise InputError("match_moments=True needs an example of the inputs: give example=")
+    is_linen = isinstance(model, Mapping)
+    if is_linen:
+        if example is not None and apply is None:
+            raise InputError("an example with Linen variables needs apply=, such as model.apply")
+        params: Any = model
+    else:
+        apply, params = functional(model)
+    wiring = None
+    if example is not None and apply is not None:
+        wiring = trace(apply, params, example, input_mean, input_variance)
+        options.setdefault("importance", wiring.importance)
+    qparams, report = _quantize_params(params, bits, options, is_linen)
+    if wiring is not None and _wants_matching(match_moments, wiring):
+        qparams, matched = _match_moments(wiring, params, qparams)
+        report = dataclasses.replace(report, matched=matched)
+    return (qparams if is_linen else QuantizedModel(apply, qparams)), report  # type: ignore[arg-type]
+
+
+def _wants_matching(asked: bool | None, wiring: Wiring) -> bool:
+    """By default where training left the moments behind; for biases they are only predicted."""
+    return any(site.norm_mean for site in wiring.sites) if asked is None else asked
+
+
+def _quantize_params(
+    params: Any, bits: Any, options: dict[str, Any], is_linen: bool
+) -> tuple[Any, Report]:
+    """Quantize a tree, or of Linen's variables the collection "params"."""
+    if not (is_linen and "params" in params):
+        return _quantize_tree(params, bits, **_restricted(options, ""))
+    rest = {key: value for key, value in params.items() if key != "params"}
+    quantized, report = _quantize_tree(params["params"], bits, **_restricted(options, "params/"))
+    kind: Any = type(params)  # a FrozenDict stays one
+    return kind({"params": quantized, **rest}), report
+
+
+def _restricted(options: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Options with the importance of kernels below a prefix only, without it in their paths."""
+    if not options.get("importance"):
+        return options
+    inner = {
+        path.removeprefix(prefix): value
+        for path, value in options["importance"].items()
+        if path.startswith(prefix)
+    }
+    return {**options, "importance": inner}
 
 
 def dequantize(model: Any) -> Any:

@@ -5,7 +5,6 @@ Quantized kernels change the mean and the variance of each channel of their laye
 normalization or the bias after the kernel take up the difference.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,27 +14,13 @@ import numpy as np
 
 from corrq_jax.errors import InputError
 from corrq_jax.paths import flatten
+from corrq_jax.report import Matched
 from corrq_jax.tensor import is_quantized
 from corrq_jax.wiring import Site, Wiring, trace
 
 __all__ = ["Matched", "Site", "Wiring", "match_moments", "trace"]
 
 LARGEST_RATIO = 16.0  # of variances; a prediction beyond it is not trusted
-
-
-@dataclasses.dataclass(frozen=True)
-class Matched:
-    """What `match_moments` did.
-
-    Attributes:
-        norms: kernels whose shift went into the running moments of the normalization after them.
-        biases: kernels whose shift went into the bias after them.
-        unreached: the others, with the reason.
-    """
-
-    norms: tuple[str, ...]
-    biases: tuple[str, ...]
-    unreached: Mapping[str, str]
 
 
 def match_moments(wiring: Wiring, params: Any, qparams: Any) -> tuple[Any, Matched]:

@@ -267,8 +267,7 @@ def _check_within_channels(eqn: Any, signal: Signal, axes: Sequence[int]) -> Non
         raise NotUnderstood(f"{eqn.primitive.name} across channels")
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(POINTWISE, nodewise),
+MOVES: dict[str, Rule] = {
     **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
@@ -278,6 +277,12 @@ RULES: dict[str, Rule] = {
     "tile": _tile,
     "pad": _pad,
     "concatenate": _concatenate,
+}
+"""Rules that change where values lie, not the values."""
+
+RULES: dict[str, Rule] = {
+    **MOVES,
+    **dict.fromkeys(POINTWISE, nodewise),
     "reduce_sum": _reduce_sum,
     **dict.fromkeys(("reduce_max", "reduce_min"), _reduce_extreme),
     "reduce_window_sum": _window_sum,
@@ -315,10 +320,13 @@ class Interpreter:
         rules: from a primitive's name to the rule for equations with a signal among their inputs.
         uses: for each parameter the primitives where it, or what was computed from it alone, met a
             signal.
+        observe: called with each equation that has a signal among its inputs, and with its inputs
+            and outputs.
     """
 
-    def __init__(self, rules: Mapping[str, Rule]):
+    def __init__(self, rules: Mapping[str, Rule], observe: Callable[..., None] | None = None):
         self.rules = rules
+        self.observe = observe
         self.uses: defaultdict[str, list[str]] = defaultdict(list)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
@@ -349,7 +357,10 @@ class Interpreter:
         for value in inputs:
             for path in value.leaves if isinstance(value, Known) else ():
                 self.uses[path].append(name)
-        return follow(self.rules.get(name, _unfollowed), eqn, inputs)
+        outputs = follow(self.rules.get(name, _unfollowed), eqn, inputs)
+        if self.observe is not None:
+            self.observe(eqn, inputs, outputs)
+        return outputs
 
     def _call(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
         """A closed jaxpr, or one without constants."""

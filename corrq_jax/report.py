@@ -81,6 +81,31 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
+class Matched:
+    """What `corrq_jax.moments.match_moments` did.
+
+    Attributes:
+        norms: kernels whose shift went into the running moments of the normalization after them.
+        biases: kernels whose shift went into the bias after them.
+        unreached: the others, with the reason.
+    """
+
+    norms: tuple[str, ...]
+    biases: tuple[str, ...]
+    unreached: Mapping[str, str]
+
+    def __str__(self) -> str:
+        text = (
+            f"moments matched: {len(self.norms)} kernels by the normalization after them, "
+            f"{len(self.biases)} by the bias"
+        )
+        if not self.unreached:
+            return text
+        rows = [(path, reason) for path, reason in self.unreached.items()]
+        return f"{text}; not reached:\n{_table(('path', 'reason'), rows)}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Skipped:
     """One leaf that was left as it was.
 
@@ -106,12 +131,14 @@ class Report:
         skipped: the leaves left alone, in the tree's order.
         file_nbytes: size of the file that `corrq_jax.save` writes for the tree, all included.
         budget: how bits were shared out, if there was a target.
+        matched: which moments were matched, if they were.
     """
 
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
     file_nbytes: int
     budget: Budget | None = None
+    matched: Matched | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -171,6 +198,8 @@ class Report:
             )
         if self.budget is not None:
             parts.append(str(self.budget))
+        if self.matched is not None:
+            parts.append(str(self.matched))
         if self.skipped:
             parts.append(f"left in float or untouched: {len(self.skipped)} leaves")
             rows = [(s.path, "x".join(map(str, s.shape)), s.reason) for s in self.skipped]

@@ -141,7 +141,7 @@ def quantize(
     entries, treedef = paths.flatten(params)
     _check_patterns(config, [path for path, _ in entries])
     chosen, reasons = _choose(config, entries)
-    _check_importance(importance, chosen)
+    _check_importance(importance, [path for path, _ in entries])
     budget: Budget | None = None
     if config.target is None:
         picked = _pick_alone(chosen, config)
@@ -225,10 +225,10 @@ def _reason_against(config: Config, path: str, leaf: Any) -> str | None:
     return None if any(matches(path, p) for p in config.select) else "not selected"
 
 
-def _check_importance(importance: Mapping[str, float] | None, chosen: dict[str, Any]) -> None:
+def _check_importance(importance: Mapping[str, float] | None, all_paths: list[str]) -> None:
     for path, value in (importance or {}).items():
-        if path not in chosen:
-            raise InputError(f"importance: {path!r} is not the path of a tensor to be quantized")
+        if path not in all_paths:
+            raise InputError(f"importance: {path!r} is not the path of a leaf")
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"importance of {path!r} is {value}; it has to be above 0")
 

@@ -16,12 +16,14 @@ import numpy as np
 from jax.core import Tracer
 
 from corrq_jax.errors import InputError
+from corrq_jax.importance import Shares
 from corrq_jax.linear import Linear, along, convolution, product
 from corrq_jax.paths import flatten
 from corrq_jax.propagation import RULES, Interpreter, Rule, follow, nodewise
 from corrq_jax.signals import Known, NotUnderstood, Signal, Value, as_numpy, gaussian, parameter
 from corrq_jax.tree import dequantize
 
+_LEAST_SHARE = 1e-4  # a kernel that hardly arrives still has to have some precision
 MEANS = frozenset({"mean", "running_mean", "moving_mean"})
 VARIANCES = frozenset({"var", "variance", "running_var", "moving_var", "moving_variance"})
 
@@ -76,11 +78,23 @@ class Wiring:
         shapes: the shape of each parameter.
         sites: in the order of the computation.
         unreached: for each other parameter of rank 2 or more, but biases, why it is no site.
+        shares: for each kernel whose input is understood, its share of the signal at the output
+            (`corrq_jax.importance`).
     """
 
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(repr=False)
     sites: tuple[Site, ...]
     unreached: Mapping[str, str]
+    shares: Mapping[str, float] = dataclasses.field(repr=False, default_factory=dict)
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Weights of the kernels' noise for a budget of bits: the square roots of the shares.
+
+        Between counting all kernels alike and counting each by its share; docs/method.md says how
+        this was chosen.
+        """
+        return {path: max(share, _LEAST_SHARE) ** 0.5 for path, share in self.shares.items()}
 
 
 def trace(
@@ -130,9 +144,11 @@ def trace(
     inputs = [_input(aval, input_mean, input_variance) for aval in closed.in_avals[len(entries) :]]
     recorder = _Recorder({path: as_numpy(leaf) for path, leaf in entries})
     known = [parameter(path, leaf) for path, leaf in recorder.parameters.items()]
-    interpreter = Interpreter(recorder.rules())
-    interpreter.run(closed.jaxpr, closed.consts, [*known, *inputs])
-    return recorder.wiring(interpreter.uses)
+    shares = Shares()
+    interpreter = Interpreter(recorder.rules(), shares.observe)
+    outputs = interpreter.run(closed.jaxpr, closed.consts, [*known, *inputs])
+    found = recorder.shares(shares.at_output(outputs))
+    return dataclasses.replace(recorder.wiring(interpreter.uses), shares=found)
 
 
 def _input(aval: Any, mean: Any, variance: Any) -> Signal:
@@ -184,6 +200,7 @@ class _Recorder:
     def __init__(self, parameters: Mapping[str, Any]):
         self.parameters = parameters
         self.sites: list[Site] = []
+        self.multiplied: list[str | None] = []  # the kernel of each product, in order
         self.reasons: dict[str, str] = {}
 
     def rules(self) -> dict[str, Rule]:
@@ -200,6 +217,7 @@ class _Recorder:
 
     def _multiply(self, kind: Callable[[Any, int], Linear], eqn: Any, *inputs: Value) -> Signal:
         """A signal times a kernel: a Gaussian, and a site if the kernel is one parameter."""
+        self.multiplied.append(None)
         signal, known = _signal_and_known(inputs)
         if known is None:
             raise NotUnderstood(f"{eqn.primitive.name} of two signals")
@@ -214,6 +232,7 @@ class _Recorder:
         site = None
         if len(kernels) == 1:
             site = len(self.sites)
+            self.multiplied[-1] = kernels[0]
             self.sites.append(self._site(kernels[0], known, linear, mean, variance))
         elif kernels:
             self.reasons.update(dict.fromkeys(kernels, "several parameters make up one kernel"))
@@ -300,6 +319,14 @@ class _Recorder:
             site = self.sites[output.site]
             new = {name: path for name, path in paths.items() if getattr(site, name) is None}
             self.sites[output.site] = dataclasses.replace(site, **new)
+
+    def shares(self, at_output: np.ndarray) -> dict[str, float]:
+        """Shares by kernel; those of one that is used several times add up."""
+        found: dict[str, float] = {}
+        for path, share in zip(self.multiplied, at_output, strict=False):
+            if path is not None:
+                found[path] = found.get(path, 0.0) + float(share)
+        return found
 
     def wiring(self, uses: Mapping[str, Sequence[str]]) -> Wiring:
         """What was found, less the sites whose kernel or correction is used elsewhere too."""
