@@ -3,8 +3,8 @@
 The pieces are views of the leaf where it lies in host memory, so that nothing of the tensor's size
 is copied, and every tensor of every network runs through the same few compiled functions.
 
-A leaf may carry a scale for each of its rows (`scaled`). It then reads as its weights divided by
-these scales, and `refine` fits the scales to the codes.
+A leaf may carry a scale for each of its rows (`corrq_jax.rescale`). It then reads as its weights
+divided by these scales.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from corrq_jax.core import coding
 from corrq_jax.core import density as core
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.errors import InputError
-from corrq_jax.granularity import Spread, fold, lengths
+from corrq_jax.granularity import Spread
 from corrq_jax.tensor import QuantizedTensor, Rows, empty_to_hand_over
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -34,17 +34,8 @@ _TINY = 2.0**-100
 # Pieces are copied when they are handed over; so many at a time keep the device busy.
 _IN_FLIGHT = 4
 
-# Weights whose squares are summed on the host, at a time: they stay in its cache.
-_BLOCK = 1 << 17
-
 # Weights that `distinct` looks at first.
 _FEW = 1 << 12
-
-# Rows smaller than the largest by more than this are dead: float16 would not hold their scales.
-_DEAD = 2.0**-14
-
-# With weights of this size, squares and reciprocals of live scales are far inside float32.
-_MODERATE = 2.0**40
 
 _extent = jax.jit(core.extent)
 _normalization = jax.jit(core.normalization)
@@ -74,14 +65,6 @@ def _without_zeros(counts, norm, zeros):
     positive, negative = core.key(norm.apply(jnp.array([0.0, -0.0], jnp.float32)))
     taken = jnp.minimum(zeros, counts[positive])
     return counts.at[positive].add(-taken).at[negative].add(taken - zeros)
-
-
-@partial(jax.jit, static_argnames="bits")
-def _levels_and_errors(chunk, factors, packed, values, bits):
-    """Level and error of each scaled weight, and error of the weight itself; 0 if it is dead."""
-    v = coding.decode(coding.unpack(packed, chunk.size, bits), values)
-    error = chunk.astype(jnp.float32) * factors - v
-    return v, error, jnp.where(factors > 0, error / factors, 0)
 
 
 class _RowNormalization(NamedTuple):
@@ -137,7 +120,8 @@ class Leaf:
             and subnormal tensors.
         lo: smallest weight, times ``factor``; with ``scales``, smallest scaled weight.
         hi: largest, likewise.
-        scales: what the weights of each row are divided by, see `scaled`; None for all by 1.
+        scales: what the weights of each row are divided by (`corrq_jax.rescale.scaled`); None for
+            all by 1.
     """
 
     path: str
@@ -279,112 +263,6 @@ def _what_is_not_finite(path: str, array: Any) -> str:
     )
 
 
-def scaled(leaf: Leaf, rows: Rows) -> Leaf:
-    """The leaf with a scale for each row: the root mean square of its weights, as float16.
-
-    A row below 2**-14 of the largest (to within a factor of 2) is dead: float16 has no normal
-    number for its scale, and next to the others it does not count. Its scale is 0, it decodes to
-    zeros, and it does not enter the density.
-
-    Args:
-        leaf: from `read`.
-        rows: which weights share a scale, such as from `corrq_jax.granularity.rows_of`.
-
-    >>> import numpy as np
-    >>> w = np.array([[1.0, 0.25], [-1.0, 0.25]], np.float32)
-    >>> x = scaled(read("w", w), Rows(2, 2, 1, 2))
-    >>> x.scales.values.tolist(), x.lo, x.hi
-    ([[1.0, 0.25]], -1.0, 1.0)
-    """
-    leaf = _of_moderate_size(leaf)
-    found = _row_statistics(leaf, rows)
-    scales = _scales(rows, found)
-    live = scales.values > 0
-    # In float32 as in the pieces, so that they are the same numbers.
-    lo, hi = ((m.astype(np.float32) * scales.factors)[live] for m in (found.lo, found.hi))
-    extremes = (float(lo.min()), float(hi.max())) if live.any() else (0.0, 0.0)
-    return dataclasses.replace(leaf, lo=extremes[0], hi=extremes[1], scales=scales)
-
-
-def _scales(rows: Rows, found: "_RowStatistics") -> Scales:
-    count = lengths(rows)
-    rms = np.sqrt(found.square / count)
-    unit = float(np.exp2(np.floor(np.log2(rms.max())))) if rms.any() else 1.0
-    values = np.where(rms < _DEAD * unit, 0, rms / unit).astype(np.float16)
-    dead = values == 0
-    scales = Scales(
-        rows=rows,
-        values=values,
-        unit=unit,
-        mean=found.mean,
-        variance=found.variance,
-        dead=int((count * dead).sum()),
-        lost=(float(found.total[dead].sum()), float(found.square[dead].sum())),
-        variance_ratio=1.0,
-    )
-    return dataclasses.replace(scales, variance_ratio=_variance_ratio(scales, found))
-
-
-def _of_moderate_size(leaf: Leaf) -> Leaf:
-    """The leaf with a ``factor`` that lets squares be taken in float32."""
-    largest = max(abs(leaf.lo), abs(leaf.hi))
-    if leaf.factor != 1 or largest == 0 or 1 / _MODERATE < largest < _MODERATE:
-        return leaf
-    factor = float(np.ldexp(1.0, -int(np.frexp(largest)[1])))
-    return dataclasses.replace(leaf, factor=factor, lo=leaf.lo * factor, hi=leaf.hi * factor)
-
-
-class _RowStatistics(NamedTuple):
-    """Of the weights of each row, times ``Leaf.factor``, and of all of them."""
-
-    total: np.ndarray
-    square: np.ndarray
-    lo: np.ndarray
-    hi: np.ndarray
-    mean: float
-    variance: float
-
-
-def _row_statistics(leaf: Leaf, rows: Rows) -> _RowStatistics:
-    total, square = np.zeros(rows.shape), np.zeros(rows.shape)
-    lo, hi = np.full(rows.shape, np.inf), np.full(rows.shape, -np.inf)
-    shift, around = None, np.zeros(2)
-    for at, w in _blocks(leaf):
-        shift = np.float32(w.mean()) if shift is None else shift  # or digits of the variance cancel
-        away = w - shift
-        around += away.sum(), away @ away
-        fold(np.add, total, rows, w, at)
-        fold(np.add, square, rows, w * w, at)
-        fold(np.minimum, lo, rows, w, at)
-        fold(np.maximum, hi, rows, w, at)
-    mean, mean_square = around / leaf.flat.size
-    return _RowStatistics(
-        total, square, lo, hi, mean=float(shift or 0) + mean, variance=mean_square - mean**2
-    )
-
-
-def _blocks(leaf: Leaf) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first, float32 weights), in parts that stay in a cache."""
-    for i, (chunk, valid) in enumerate(leaf.unscaled()):
-        piece = np.asarray(chunk)[:valid]
-        for start in range(0, valid, _BLOCK):
-            block = piece[start : start + _BLOCK].astype(np.float32, copy=False)
-            yield i * leaf.piece + start, block
-
-
-def _variance_ratio(scales: Scales, found: _RowStatistics) -> float:
-    """Mean squared scale * variance of the scaled weights / variance of the weights."""
-    count, factors = lengths(scales.rows), scales.factors.astype(np.float64)
-    size = scales.rows.channels * count.sum()
-    live = size - scales.dead
-    if not (live and scales.variance > 0):
-        return 1.0
-    power = ((scales.values.astype(np.float64) * scales.unit) ** 2 * count).sum() / size
-    mean = (found.total * factors).sum() / live
-    variance = (found.square * factors**2).sum() / live - mean**2
-    return float(max(variance, 0) * power / scales.variance)
-
-
 def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
     """The density of a leaf, in one pass over its pieces."""
     norm = _normalization(np.float32(leaf.lo), np.float32(leaf.hi))
@@ -433,7 +311,7 @@ def encode(
             else:
                 yield _codes_by_search(chunk, to_x, boundaries, bits)
 
-    for i, part in enumerate(_ahead(launched())):
+    for i, part in enumerate(ahead(launched())):
         codes[i * piece : (i + 1) * piece] = np.asarray(part)[: codes.size - i * piece]
     spare = -leaf.flat.size * bits % 8
     if spare:
@@ -443,13 +321,13 @@ def encode(
         return _tensor(leaf, codes, levels, bits)
     with np.errstate(over="ignore"):  # of a float64 level above the largest weight
         levels = levels_in_weight_units(leaf, norm, quantizer.values)
-    limit = _largest_level(leaf, float(leaf.scales.values.max()))
+    limit = largest_level(leaf, float(leaf.scales.values.max()))
     tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
     scales = jax.device_put(leaf.scales.values)
     return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
 
 
-def _ahead(launched: Iterator[Any]) -> Iterator[Any]:
+def ahead(launched: Iterator[Any]) -> Iterator[Any]:
     """The results of an iterator that launches them, a few steps behind it."""
     waiting: deque[Any] = deque()
     for part in launched:
@@ -459,7 +337,7 @@ def _ahead(launched: Iterator[Any]) -> Iterator[Any]:
     yield from waiting
 
 
-def _largest_level(leaf: Leaf, scale: float) -> float:
+def largest_level(leaf: Leaf, scale: float) -> float:
     """What a level, or a scale, may be for its product with a scale, or a level, to be finite."""
     largest = float(jnp.finfo(leaf.dtype).max) * (1 - 2.0**-10)  # scales are rounded by half that
     return min(largest / scale, float(np.finfo(np.float64).max)) if scale else largest
@@ -473,99 +351,6 @@ def levels_in_weight_units(leaf: Leaf, norm: core.Normalization, values: Any) ->
     center, scale = float(norm.center), float(norm.scale)
     levels = np.asarray(values, np.float64) / scale + center
     return levels * (1.0 if leaf.scales is None else leaf.scales.unit) / leaf.factor
-
-
-def refine(leaf: Leaf, tensor: QuantizedTensor) -> tuple[QuantizedTensor, float]:
-    """Fit the scales to the codes by least squares, in one pass over the pieces.
-
-    The gain of a row is ``<w, v> / <v, v>``, v the levels of its weights: no other scale leaves a
-    smaller squared error. A row keeps its scale where that is not positive.
-
-    Args:
-        leaf: from `scaled`.
-        tensor: what `encode` made of it.
-
-    Returns:
-        The tensor with new scales, and its noise: ``1 - rho**2`` over all weights, before decoded
-        weights are rounded to the dtype.
-    """
-    assert leaf.scales is not None
-    old = leaf.scales.values
-    errors = _errors(leaf, leaf.scales, tensor)
-    own = errors.power > 0
-    gain = 1 + np.divide(errors.product, errors.power, out=np.zeros(old.shape), where=own)
-    limit = _largest_level(leaf, float(np.abs(np.asarray(tensor.levels)).max()))
-    new = np.minimum(old * gain, min(limit, float(np.finfo(np.float16).max))).astype(np.float16)
-    new = np.where(new > 0, new, old)
-    noise = _noise(leaf, leaf.scales, errors, new)
-    return dataclasses.replace(tensor, scales=jax.device_put(new)), noise
-
-
-class _Errors(NamedTuple):
-    """Sums over rows [groups, channels] of scaled weights, of levels v and errors e.
-
-    Attributes:
-        level: of v.
-        power: of v v.
-        product: of e v.
-        error: of the errors of all weights that are not dead, times ``Leaf.factor``.
-        square: of their squares.
-    """
-
-    level: np.ndarray
-    power: np.ndarray
-    product: np.ndarray
-    error: float
-    square: float
-
-
-def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
-    # In units of the scaled weights, where nothing overflows.
-    values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
-    values = jnp.asarray(values.astype(np.float32))
-    level, power, product = (np.zeros(scales.rows.shape) for _ in range(3))
-    sums = np.zeros(2)
-    parts = (
-        (valid, _levels_and_errors(chunk, factors, packed, values, tensor.bits))
-        for chunk, valid, factors, packed in _with_codes(leaf, tensor, scales.factors)
-    )
-    for i, (valid, arrays) in enumerate(_ahead(parts)):
-        v, e, error = (np.asarray(a)[:valid] for a in arrays)
-        for table, x in ((level, v), (power, v * v), (product, v * e)):
-            fold(np.add, table, scales.rows, x, i * leaf.piece)
-        sums += error.sum(), error @ error
-    return _Errors(level, power, product, float(sums[0]), float(sums[1]))
-
-
-def _noise(leaf: Leaf, scales: Scales, errors: _Errors, new: np.ndarray) -> float:
-    """``1 - rho**2`` with new scales, by the sums of the errors, in which no digits cancel."""
-    old = scales.values.astype(np.float64)
-    change = np.divide(new, old, out=np.ones_like(old), where=old > 0) - 1
-    unit = old * scales.unit
-    product = errors.product - change * errors.power
-    error = errors.error - (unit * change * errors.level).sum() + scales.lost[0]
-    square = errors.square - (unit**2 * change * (errors.product + product)).sum() + scales.lost[1]
-    both = square + (unit**2 * (1 + change) * product).sum()
-    error, square, both = (x / leaf.flat.size for x in (error, square, both))
-    square, both = square - error**2, both - scales.mean * error
-    decoded = scales.variance - 2 * both + square
-    # Below that, a variance is what rounding left of zero.
-    if not (scales.variance > both and decoded > 1e-6 * scales.variance):
-        return 1.0
-    noise = (scales.variance * square - both**2) / (scales.variance * decoded)
-    return float(np.clip(noise, 0, 1))
-
-
-def _with_codes(
-    leaf: Leaf, tensor: QuantizedTensor, values: np.ndarray
-) -> Iterator[tuple[Any, int, Any, np.ndarray]]:
-    """Each piece with the number of valid weights, the values of its rows and its codes."""
-    codes, size = np.asarray(tensor.codes), coding.packed_size(leaf.piece, tensor.bits)
-    for i, ((chunk, valid), value) in enumerate(
-        zip(leaf.unscaled(), leaf.spread(values), strict=True)
-    ):
-        packed = codes[i * size : (i + 1) * size]
-        yield chunk, valid, value, np.pad(packed, (0, size - packed.size))
 
 
 def distinct(leaf: Leaf, most: int) -> np.ndarray | None:

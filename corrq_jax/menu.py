@@ -18,6 +18,7 @@ from corrq_jax.core import coding, ladder
 from corrq_jax.core.density import Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 from corrq_jax.leaf import Leaf
+from corrq_jax.rescale import refine
 from corrq_jax.tensor import QuantizedTensor
 
 BATCH = 8
@@ -177,5 +178,5 @@ def encode(option: Option) -> tuple[QuantizedTensor, float]:
     tensor = leaves.encode(leaf, option.norm, option.quantizer, option.bits)
     noise = float(option.quantizer.noise)
     if leaf.scales is not None:
-        tensor, noise = leaves.refine(leaf, tensor)
+        tensor, noise = refine(leaf, tensor)
     return dataclasses.replace(tensor, coding=option.coding), noise

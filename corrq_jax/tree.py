@@ -16,6 +16,7 @@ from corrq_jax.config import Bits, Config, Select, matches
 from corrq_jax.errors import InputError
 from corrq_jax.granularity import rows_of
 from corrq_jax.report import Budget, Report, Row, Skipped
+from corrq_jax.rescale import scaled
 from corrq_jax.tensor import QuantizedTensor, is_quantized
 
 _NOT_KERNELS = {
@@ -243,7 +244,7 @@ def _variants(path: str, array: Any, config: Config) -> list[leaves.Leaf]:
     shape = tuple(int(n) for n in leaf.array.shape)
     rows = [rows_of(path, shape, name, config.axes_of(path)) for name in names]
     kept = [r for i, r in enumerate(rows) if r is not None or i == 0]
-    return [leaf if r is None else leaves.scaled(leaf, r) for r in kept]
+    return [leaf if r is None else scaled(leaf, r) for r in kept]
 
 
 def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[menu.Option]]]:

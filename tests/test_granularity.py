@@ -18,6 +18,7 @@ from corrq_jax.core import density as core
 from corrq_jax.core.fit import Method, Quantizer, fit_batch
 from corrq_jax.flax import functional
 from corrq_jax.granularity import Spread, channel_axes, fold, lengths, rows_of
+from corrq_jax.rescale import refine, scaled
 from corrq_jax.tensor import Rows
 
 RNG = np.random.default_rng(0)
@@ -249,7 +250,7 @@ def quantized(w, granularity, bits=4, axes=(-1,), path="kernel"):
     """(leaf, encoded tensor, noise of its density) with the optimal quantizer."""
     leaf = leaves.read(path, w)
     rows = rows_of(path, w.shape, granularity, axes)
-    leaf = leaf if rows is None else leaves.scaled(leaf, rows)
+    leaf = leaf if rows is None else scaled(leaf, rows)
     density, norm = leaves.measure(leaf)
     extremes = np.float32([leaf.lo]), np.float32([leaf.hi])
     one = jax.tree.map(lambda a: jnp.asarray(a)[None], (density, norm))
@@ -281,7 +282,7 @@ LAYOUTS = [
 def test_encoding_agrees_with_numpy(shape, axes, granularity, snapped):
     w = uneven(shape, axes)
     rows = rows_of("w", shape, granularity, axes)
-    leaf = leaves.scaled(leaves.read("w", w), rows)
+    leaf = scaled(leaves.read("w", w), rows)
     label = labels_of(rows, shape)
     scales, unit, x, _ = reference(w, label)
     np.testing.assert_allclose(leaf.scales.values.ravel(), scales, rtol=2**-10)
@@ -310,7 +311,7 @@ def test_density_is_that_of_the_scaled_weights(shape, axes, granularity):
     rows = rows_of("w", shape, granularity, axes)
     w[labels_of(rows, shape) == 1] *= 1e-9
     w[labels_of(rows, shape) == 3] = 0
-    leaf = leaves.scaled(leaves.read("w", w), rows)
+    leaf = scaled(leaves.read("w", w), rows)
     live = leaf.scales.values.ravel()[labels_of(rows, shape).ravel()] > 0
     assert leaf.scales.dead == (~live).sum() > 0
     x = np.concatenate([np.asarray(p)[:n] for p, n in leaf.pieces()])
@@ -339,7 +340,7 @@ def test_dead_rows_decode_to_zeros_and_leave_the_others_alone(shape):
     assert noise == pytest.approx(other_noise, rel=1e-9)
     np.testing.assert_array_equal(tensor.levels, other.levels)
     np.testing.assert_array_equal(tensor.scales[:, 5:], other.scales)
-    refined, _ = leaves.refine(leaf, tensor)
+    refined, _ = refine(leaf, tensor)
     for decoded in (tensor.dequantize(), refined.dequantize()):
         assert not np.asarray(decoded)[:, :5].any()
 
@@ -349,19 +350,19 @@ def test_a_live_row_has_a_normal_scale():
     w[:, 1] *= 2.0**-12
     leaf, tensor, _ = quantized(w, "channel")
     assert (np.asarray(tensor.scales) >= 2.0**-14).all()
-    refined, _ = leaves.refine(leaf, tensor)
+    refined, _ = refine(leaf, tensor)
     assert corrq.correlation(w[:, 1], np.asarray(refined.dequantize())[:, 1]) > 0.99
 
 
 def test_zeros_alone():
-    leaf = leaves.scaled(leaves.read("w", np.zeros((4, 3), np.float32)), Rows(4, 3, 1, 4))
+    leaf = scaled(leaves.read("w", np.zeros((4, 3), np.float32)), Rows(4, 3, 1, 4))
     assert leaf.is_constant
     assert leaf.scales.dead == 12
 
 
 def test_rows_of_equal_weights_are_constant():
     w = np.ones((4, 3), np.float32) * np.float32([1, 2, 4])
-    leaf = leaves.scaled(leaves.read("w", w), Rows(4, 3, 1, 4))
+    leaf = scaled(leaves.read("w", w), Rows(4, 3, 1, 4))
     assert leaf.is_constant
     assert leaf.lo == 1
 
@@ -380,7 +381,7 @@ def test_refining_fits_each_row(dtype, shape, granularity):
     w = uneven(shape, dtype=dtype)
     w[:, 7] = 0
     leaf, tensor, _ = quantized(w, granularity)
-    refined, noise = leaves.refine(leaf, tensor)
+    refined, noise = refine(leaf, tensor)
     label = labels_of(leaf.scales.rows, shape).ravel()
     wide = np.asarray(w).astype(np.float64).ravel()
     v = np.asarray(tensor.levels, np.float64)[tensor.unpacked()]
@@ -406,9 +407,9 @@ def test_refining_never_raises_the_error(layout, granularity, bits, seed):
     shape, axes = layout
     rng = np.random.default_rng(seed)
     w = (rng.normal(size=shape) ** 3 + rng.normal()).astype(np.float32)
-    leaf = leaves.scaled(leaves.read("w", w), rows_of("w", shape, granularity, axes))
+    leaf = scaled(leaves.read("w", w), rows_of("w", shape, granularity, axes))
     tensor = leaves.encode(leaf, *by_hand(leaf, bits, snapped=False), bits)
-    refined, noise = leaves.refine(leaf, tensor)
+    refined, noise = refine(leaf, tensor)
     # What float32 products are off.
     assert squared_error(w, refined) <= squared_error(w, tensor) * (1 + 1e-6)
     assert (np.asarray(refined.scales) >= 0).all()
@@ -419,11 +420,11 @@ def test_refining_never_raises_the_error(layout, granularity, bits, seed):
 
 def test_a_row_whose_levels_are_zero_keeps_its_scale():
     w = np.float32([[1, 0.6], [-1, -0.6], [1, 0.6], [1, 5]])
-    leaf = leaves.scaled(leaves.read("w", w), Rows(4, 2, 1, 4))
+    leaf = scaled(leaves.read("w", w), Rows(4, 2, 1, 4))
     norm = core.normalization(np.float32(leaf.lo), np.float32(leaf.hi))
     quantizer = Quantizer(jnp.float32([0.0]), np.zeros(2), np.float64(0))
     tensor = leaves.encode(leaf, norm, quantizer, 1)
-    refined, noise = leaves.refine(leaf, tensor)
+    refined, noise = refine(leaf, tensor)
     np.testing.assert_array_equal(refined.scales, tensor.scales)
     assert noise == 1
 
@@ -433,10 +434,10 @@ def test_a_row_whose_levels_are_zero_keeps_its_scale():
 def test_weights_of_any_size(power, shape):
     rng = np.random.default_rng(3)
     w = (rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1]))).astype(np.float32)
-    expected = leaves.refine(*quantized(w, "channel")[:2])[1]
+    expected = refine(*quantized(w, "channel")[:2])[1]
     w = np.ldexp(w, power)
     leaf, tensor, _ = quantized(w, "channel")
-    refined, noise = leaves.refine(leaf, tensor)
+    refined, noise = refine(leaf, tensor)
     assert noise == pytest.approx(expected, rel=1e-6)
     assert np.isfinite(refined.dequantize()).all()
     for decoded in (refined.dequantize(), jax.jit(corrq.dequantize)(refined)):
@@ -449,7 +450,7 @@ def test_the_largest_weights_of_a_dtype_stay_finite():
         w = (np.sign(RNG.normal(size=(40, 4))) * limit * (1 - 0.2 * RNG.random((40, 4)))) * 0.999
         w = w.astype(dtype)
         leaf, tensor, _ = quantized(w, "channel")
-        refined, _ = leaves.refine(leaf, tensor)
+        refined, _ = refine(leaf, tensor)
         assert np.isfinite(np.asarray(refined.dequantize()).astype(np.float64)).all()
 
 
@@ -458,7 +459,7 @@ def test_the_largest_weights_of_a_dtype_stay_finite():
 def test_levels_and_scales_beyond_a_dtype_are_cut(dtype, level):
     w = np.full((60, 3), 0.98 * float(jnp.finfo(dtype).max)).astype(dtype)
     w[1:] = w[1:] * w.dtype.type(0.99)
-    leaf = leaves.scaled(leaves.read("w", w), Rows(60, 3, 1, 60))
+    leaf = scaled(leaves.read("w", w), Rows(60, 3, 1, 60))
     scale = float(core.normalization(np.float32(leaf.lo), np.float32(leaf.hi)).scale)
     norm = core.Normalization(np.float32(0), np.float32(scale))
     middle = (leaf.lo + leaf.hi) / 2 * scale
@@ -467,18 +468,18 @@ def test_levels_and_scales_beyond_a_dtype_are_cut(dtype, level):
     )
     tensor = leaves.encode(leaf, norm, quantizer, 1)
     assert set(tensor.unpacked()) == {0, 1}
-    for found in (tensor, leaves.refine(leaf, tensor)[0]):
+    for found in (tensor, refine(leaf, tensor)[0]):
         assert np.isfinite(np.asarray(found.dequantize()).astype(np.float64)).all()
 
 
 def test_dead_rows_count_in_the_noise():
     w = np.sign(RNG.normal(size=(8, 20_000))).astype(np.float32) * 2.0**-14.5
     w[:, 0] = [1, -1, 1, -1, 1, -1, 1, -1]
-    leaf = leaves.scaled(leaves.read("w", w), Rows(8, 20_000, 1, 8))
+    leaf = scaled(leaves.read("w", w), Rows(8, 20_000, 1, 8))
     norm = core.normalization(np.float32(leaf.lo), np.float32(leaf.hi))
     values = np.array([-1, 1]) * float(norm.scale)
     tensor = leaves.encode(leaf, norm, Quantizer(jnp.float32([0.0]), values, np.float64(0)), 1)
-    _, noise = leaves.refine(leaf, tensor)
+    _, noise = refine(leaf, tensor)
     assert noise == pytest.approx(20_000 * 2.0**-29, rel=1e-3)
     assert noise == pytest.approx(1 - corrq.correlation(w, tensor.dequantize()) ** 2, rel=1e-5)
 
@@ -486,13 +487,13 @@ def test_dead_rows_count_in_the_noise():
 def test_very_small_float64():
     w = uneven((50, 40), dtype=np.float64) * 1e-290
     leaf, tensor, _ = quantized(w, "channel")
-    refined, noise = leaves.refine(leaf, tensor)
+    refined, noise = refine(leaf, tensor)
     assert noise == pytest.approx(1 - corrq.correlation(w, refined.dequantize()) ** 2, rel=1e-4)
 
 
 def test_numpy_and_jax_leaves_give_the_same():
     w = uneven((200, 150))
-    results = [leaves.refine(*quantized(a, 16)[:2]) for a in (w, jnp.asarray(w))]
+    results = [refine(*quantized(a, 16)[:2]) for a in (w, jnp.asarray(w))]
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
@@ -501,7 +502,7 @@ def test_permuted_channels_have_permuted_scales(shape):
     w = uneven(shape)
     order = RNG.permutation(shape[1])
     (tensor, noise), (other, other_noise) = (
-        leaves.refine(*quantized(np.ascontiguousarray(a), "channel")[:2]) for a in (w, w[:, order])
+        refine(*quantized(np.ascontiguousarray(a), "channel")[:2]) for a in (w, w[:, order])
     )
     np.testing.assert_array_equal(np.asarray(tensor.scales)[:, order], other.scales)
     np.testing.assert_array_equal(tensor.levels, other.levels)
@@ -516,7 +517,7 @@ def test_scales_of_channels_raise_the_correlation(shape):
     for granularity in ("tensor", "channel", 32):
         leaf, tensor, _ = quantized(w, granularity)
         if granularity != "tensor":
-            tensor, _ = leaves.refine(leaf, tensor)
+            tensor, _ = refine(leaf, tensor)
         rhos.append(corrq.correlation(w, tensor.dequantize()))
     assert 1 - rhos[0] > 1.5 * (1 - rhos[1])
     assert rhos[1] < rhos[2]
@@ -535,7 +536,7 @@ def test_the_noise_of_the_density_predicts_that_of_the_tensor():
 
 def test_few_distinct_weights_are_found_and_stored_without_scales():
     w = RNG.choice(np.float32([-1, 0, 3]), size=(300, 40))
-    leaf = leaves.scaled(leaves.read("w", w), rows_of("w", w.shape, "channel"))
+    leaf = scaled(leaves.read("w", w), rows_of("w", w.shape, "channel"))
     values = leaves.distinct(leaf, 4)
     assert values.tolist() == [-1, 0, 3]
     tensor = leaves.encode_exactly(leaf, values)
@@ -550,12 +551,12 @@ def test_few_distinct_weights_are_found_and_stored_without_scales():
 @pytest.mark.parametrize("shape", [(50, 40), (1100, 1000)])
 def test_a_leaf_on_another_device_gives_the_same(monkeypatch, dtype, shape):
     w = jnp.asarray(uneven(shape), dtype)
-    expected = leaves.refine(*quantized(w, 32)[:2])
+    expected = refine(*quantized(w, 32)[:2])
     # There, weights are sliced as they are, not as views in host memory.
     monkeypatch.setattr(leaves, "_flat", lambda array: array.reshape(-1))
     leaf, tensor, _ = quantized(w, 32)
     assert isinstance(leaf.flat, jax.Array)
-    jax.tree.map(np.testing.assert_array_equal, leaves.refine(leaf, tensor), expected)
+    jax.tree.map(np.testing.assert_array_equal, refine(leaf, tensor), expected)
 
 
 def test_no_compilation_for_a_shape(caplog):
@@ -566,7 +567,7 @@ def test_no_compilation_for_a_shape(caplog):
         return [message for message in caplog.messages if "Compiling" in message]
 
     def run(shape, granularity):
-        leaves.refine(*quantized(uneven(shape), granularity)[:2])
+        refine(*quantized(uneven(shape), granularity)[:2])
 
     run((1100, 1000), "channel")
     assert compiled(jax.jit(lambda x: x + 1), 1.0)

@@ -31,16 +31,17 @@ LAYERS = {
     "knapsack": ("", "numpy"),
     "granularity": ("errors tensor", "numpy"),
     "leaf": ("core errors granularity tensor", "jax numpy"),
+    "rescale": ("core granularity leaf tensor", "jax numpy"),
     "array": ("core config errors tensor", "jax"),
     "layout": ("entropy errors paths report tensor", "jax numpy"),
     "storage": (
         "atomic core entropy errors layout paths report tensor",
         "jax numpy safetensors",
     ),
-    "menu": ("config core entropy layout leaf tensor", "jax numpy"),
+    "menu": ("config core entropy layout leaf rescale tensor", "jax numpy"),
     "budget": ("config errors knapsack menu report", "numpy"),
     "tree": (
-        "budget config errors granularity layout leaf menu paths report tensor",
+        "budget config errors granularity layout leaf menu paths report rescale tensor",
         "jax numpy",
     ),
     "signals": ("", "jax numpy"),
@@ -51,13 +52,15 @@ LAYERS = {
     "moments": ("errors paths report tensor wiring", "jax numpy"),
     "peers": ("core errors paths tree", "jax numpy"),
     "corrq_jax": ("array config core errors report storage tensor tree", ""),
-    "plot_style": ("atomic errors", "matplotlib"),
+    "plot_style": ("atomic errors", "numpy matplotlib"),
     "plots": ("errors plot_style results", "numpy matplotlib"),
     "html_report": ("atomic errors plots results", "jinja2"),
     "flax": ("errors moments paths report tree", "jax flax"),
-    "fidelity": ("data errors evaluation flax models tree", "numpy jax"),
+    "fidelity": ("data errors evaluation flax models moments tree", "numpy jax"),
+    "methods": ("config errors peers", ""),
     "sweep": (
-        "corrq_jax config core errors evaluation leaf paths report results storage tensor tree",
+        "corrq_jax core errors evaluation leaf methods moments paths peers report results storage"
+        " tensor tree",
         "jax numpy",
     ),
     "cli": (
