@@ -35,9 +35,9 @@ class Effort(NamedTuple):
     gaps: int = 20
     block: int = 8
     starts: int = 40
-    rounds: int = 8
+    rounds: int = 14
     local: int = 7
-    shrink: float = 0.45
+    shrink: float = 0.65
 
 
 def argmin(x: jax.Array) -> jax.Array:
