@@ -65,7 +65,7 @@ def _corrq(**options: Any) -> Callable[[], Callable[[dict], Any]]:
     def prepare():
         import corrq_jax as corrq
 
-        return lambda weights: corrq.quantize(weights, bits=BITS, **options)
+        return lambda weights: corrq.quantize(weights, **{"bits": BITS, **options})
 
     return prepare
 
@@ -158,6 +158,8 @@ def _decode_nf4(result: dict) -> dict:
     return {path: NF4[codes] * scale for path, (codes, scale) in result.items()}
 
 
+_BUDGET = {"bits": None, "bits_per_weight": float(BITS)}
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -175,6 +177,15 @@ CONTENDERS = {
             _decode_corrq,
             ("corrq_jax",),
             on_tree=True,
+        ),
+        *(
+            Contender(f"corrq {name}", _corrq(**options), _decode_corrq, ("corrq_jax",), True)
+            for name, options in (
+                ("channel scales", {"granularity": "channel"}),
+                ("budget", _BUDGET),
+                ("budget, channel scales", {**_BUDGET, "granularity": "channel"}),
+                ("budget, entropy-coded", {**_BUDGET, "coding": "entropy"}),
+            )
         ),
         Contender("kmeans1d", _prepare_kmeans1d, _decode_kmeans1d, ("kmeans1d",)),
         Contender("flash1dkmeans", _prepare_flash1dkmeans, _decode_kmeans1d, ("flash1dkmeans",)),

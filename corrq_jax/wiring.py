@@ -23,10 +23,10 @@ from corrq_jax.propagation import RULES, Interpreter, Rule, follow, nodewise
 from corrq_jax.signals import Known, NotUnderstood, Signal, Value, as_numpy, gaussian, parameter
 from corrq_jax.tree import dequantize
 
-EXPONENT = 0.75
-"""Of the share in the importance, between counting all kernels alike (0) and by their share (1).
+EXPONENT = 0.5
+"""Of the share in the importance: between counting all kernels alike (0) and by their share (1).
 
-Chosen on a small residual network trained on Fashion-MNIST (docs/method.md)."""
+docs/method.md, section 6, says on what it was chosen."""
 _LEAST_SHARE = 1e-4  # a kernel that hardly arrives still has to have some precision
 MEANS = frozenset({"mean", "running_mean", "moving_mean"})
 VARIANCES = frozenset({"var", "variance", "running_var", "moving_var", "moving_variance"})
