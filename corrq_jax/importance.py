@@ -38,7 +38,7 @@ class Shares:
             self.kernels += 1
         try:
             found = self._follow(eqn, inputs, signals, known)
-        except (NotUnderstood, ValueError, IndexError, TypeError, AttributeError):
+        except (NotUnderstood, ValueError, LookupError, TypeError, AttributeError):
             found = [self._average(signals) for _ in known]
         self.of.update(zip(known, found, strict=True))
 
