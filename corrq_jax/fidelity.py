@@ -6,6 +6,7 @@ import warnings
 from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
 
 from corrq_jax import models
@@ -13,6 +14,7 @@ from corrq_jax.data import all_views, batches, load_photos, preprocessing, read_
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Metrics, logits, metrics_from_logits
 from corrq_jax.flax import Apply, functional
+from corrq_jax.moments import Wiring, trace
 from corrq_jax.tree import dequantize
 
 BATCH = 48
@@ -56,6 +58,15 @@ class Subject:
     def reference(self) -> np.ndarray:
         """Logits of the float network."""
         return self.logits(self.params)
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """How the float network's kernels hang together; read from the network, not the pictures.
+
+        As far as it knows, its inputs have mean 0 and variance 1.
+        """
+        example = jax.ShapeDtypeStruct((1, *self.images.shape[1:]), self.images.dtype)
+        return trace(self.apply, self.params, example)
 
     def measure(self, params: Any) -> tuple[Metrics, Metrics]:
         """Metrics on the centre view of each photo, and on all views against the float network."""

@@ -138,6 +138,8 @@ def _page(run: Run, figures: Sequence[_Figure]) -> str:
         float_megabytes=_megabytes(run.float_nbytes),
         megabytes=_megabytes,
         percent=_percent,
+        bits_text=_bits_text,
+        has_peers=any(result.peer for result in run.results),
         correlation=_correlation,
     )
 
@@ -160,6 +162,10 @@ def _columns(run: Run) -> list[_Column]:
             *("KL", "divergence from the float network's output, in nats"),
             *(lambda r: r.kl, lambda x: f"{x:#.3g}".rstrip("."), min),
         ),
+        _Column(
+            *("1 − ρ²", "share of variance lost, of the mean ρ"),  # noqa: RUF001
+            *(lambda r: r.noise, lambda x: f"{x:.2e}", min),
+        ),
         _Column("mean ρ", "mean over layers", lambda r: r.mean_correlation, _correlation, max),  # noqa: RUF001
         _Column("min ρ", "the worst layer", lambda r: r.min_correlation, _correlation, max),  # noqa: RUF001
         _Column("top-1", "the label is the best class", lambda r: r.top1, _percent, max),
@@ -169,7 +175,7 @@ def _columns(run: Run) -> list[_Column]:
             *(lambda r: r.logit_correlation, _correlation, max),
         ),
         _Column(
-            *("bits / weight", "stored bits a quantized weight, levels and header counted"),
+            *("bits / weight", "stored bits a quantized weight, everything counted"),
             *(lambda r: r.bits_per_weight, lambda x: f"{x:.2f}"),
         ),
     ]
@@ -189,11 +195,12 @@ def _float_cells(run: Run, columns: Sequence[_Column]) -> list[str]:
 
 def _groups(
     run: Run, columns: Sequence[_Column]
-) -> list[tuple[int, list[tuple[Result, list[_Cell]]]]]:
-    """The table's rows, grouped by bits, with the best of every group marked."""
+) -> list[tuple[float, list[tuple[Result, list[_Cell]]]]]:
+    """The table's rows, grouped by bits, peers last, with the best of every group marked."""
     groups = []
     for bits in sorted({result.bits for result in run.results}):
         results = [result for result in run.results if result.bits == bits]
+        results.sort(key=lambda result: result.peer)
         by_column = [_cells(column, results) for column in columns]
         rows = [(result, [cells[i] for cells in by_column]) for i, result in enumerate(results)]
         groups.append((bits, rows))
@@ -212,10 +219,11 @@ def _cells(column: _Column, results: Sequence[Result]) -> list[_Cell]:
 
 
 def _headlines(run: Run) -> list[_Headline]:
-    """The smallest file for each of three levels of agreement; one only once."""
+    """The smallest file for each of three levels of agreement; one only once, and no peer's."""
     headlines: list[_Headline] = []
+    own = [(r, r.agreement) for r in run.results if r.agreement is not None and not r.peer]
     for level in (0.99, 0.95, 0.90):
-        good = [r for r in run.results if r.agreement is not None and r.agreement >= level]
+        good = [result for result, agreement in own if agreement >= level]
         if not good:
             continue
         result = min(good, key=lambda r: (r.file_nbytes, -(r.agreement or 0)))
@@ -230,11 +238,9 @@ def _headlines(run: Run) -> list[_Headline]:
 def _figures(run: Run) -> list[_Figure]:
     if not run.results:
         raise InputError(f"run of {run.network!r}: no results to report; give at least one Result")
-    figures = []
-    if any(result.mean_correlation < 1 for result in run.results):
-        figures.append(_correlation_figure(run))
-    if any(r.agreement is not None or r.kl for r in run.results):
-        figures.append(_fidelity_figure(run))
+    figures = _comparisons(run, [r for r in run.results if not r.peer])
+    if any(result.peer for result in run.results):
+        figures += _comparisons(run, plots.beside_peers(run.results), "peers-")
     for number, layer in enumerate(run.densities, start=1):
         caption = plots.density_caption(layer)
         png = plots.png_bytes(plots.density_figure(layer))
@@ -243,28 +249,49 @@ def _figures(run: Run) -> list[_Figure]:
     return figures
 
 
-def _correlation_figure(run: Run) -> _Figure:
+def _comparisons(run: Run, results: Sequence[Result], prefix: str = "") -> list[_Figure]:
+    """What results lose against the bits that they store, as far as it was measured."""
+    figures = []
+    if any(result.mean_correlation < 1 for result in results):
+        figures.append(_correlation_figure(results, f"{prefix}correlation.png"))
+    if any(r.agreement is not None or r.kl for r in results):
+        figures.append(_fidelity_figure(run, results, f"{prefix}fidelity.png"))
+    return figures
+
+
+def _correlation_figure(results: Sequence[Result], file: str) -> _Figure:
     caption = (
         "The share of the weights' variance that quantization loses, 1 − ρ² with the mean "  # noqa: RUF001
-        "correlation ρ over layers, against bits a weight. Lower is better; one more bit divides "  # noqa: RUF001
-        "it by about four."
+        "correlation ρ over layers, against stored bits a quantized weight. Lower is better; one "  # noqa: RUF001
+        f"more bit divides it by about four. {_counted(results)}"
     )
-    values = [(r, f"{1 - r.mean_correlation**2:.2g}") for r in run.results]
-    alt = f"Line chart of 1 − ρ² against bits a weight. {_spoken(values)}"  # noqa: RUF001
-    png = plots.png_bytes(plots.correlation_figure(run.results))
-    return _Figure("correlation.png", png, alt, caption)
+    values = [(r, f"{r.noise:.2g}") for r in results]
+    alt = f"Line chart of 1 − ρ² against stored bits a weight. {_spoken(values)}"  # noqa: RUF001
+    png = plots.png_bytes(plots.correlation_figure(results))
+    return _Figure(file, png, alt, caption)
 
 
-def _fidelity_figure(run: Run) -> _Figure:
+def _fidelity_figure(run: Run, results: Sequence[Result], file: str) -> _Figure:
     caption = (
         f"Agreement of the best class with the float network on {run.views:,} views of "
         f"{run.photos:,} photos (above) and the mean KL divergence from its output (below), "
-        "against stored bits a quantized weight, levels and header counted."
+        f"against stored bits a quantized weight. {_counted(results)}"
     )
-    values = [(r, _percent(r.agreement)) for r in run.results if r.agreement is not None]
+    values = [(r, _percent(r.agreement)) for r in results if r.agreement is not None]
     alt = f"Line charts of agreement and KL against stored bits a weight. {_spoken(values)}"
-    png = plots.png_bytes(plots.fidelity_figure(run.results))
-    return _Figure("fidelity.png", png, alt, caption)
+    png = plots.png_bytes(plots.fidelity_figure(results))
+    return _Figure(file, png, alt, caption)
+
+
+def _counted(results: Sequence[Result]) -> str:
+    """What stored bits are."""
+    text = "Levels, scales and header are counted."
+    if any(result.peer for result in results):
+        text += (
+            " Grey: other libraries' quantizers, counted without a header; beside a point of each, "
+            "where there is room, what shares a scale."
+        )
+    return text
 
 
 def _spoken(values: Sequence[tuple[Result, str]]) -> str:
@@ -274,11 +301,15 @@ def _spoken(values: Sequence[tuple[Result, str]]) -> str:
     all_bits = [result.bits for result, _ in values]
     bits = max(sorted(set(all_bits)), key=all_bits.count)
     parts = [f"{result.method} {text}" for result, text in values if result.bits == bits]
-    return f"At {bits} bits: {', '.join(parts)}."
+    return f"At {bits:g} bits: {', '.join(parts)}."
 
 
 def _megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:.2f}" if nbytes < 1e8 else f"{nbytes / 1e6:,.0f}"
+
+
+def _bits_text(bits: float) -> str:
+    return "1 bit" if bits == 1 else f"{bits:g} bits"
 
 
 def _percent(share: float | None) -> str:

@@ -1,23 +1,29 @@
 """How figures look: one style sheet, a colour and a marker a method, PNG files.
 
-Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart. The colour says
-the grid; a dashed line with open markers says that it was fitted to the plain range of weights.
+Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart, and a dark red. A
+dashed line with open markers says that a grid was fitted to the plain range. Peers are grey.
 """
 
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from corrq_jax.atomic import atomic_write
 from corrq_jax.errors import missing
 
 try:
     import matplotlib.style
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
 except ModuleNotFoundError as error:
     raise missing("matplotlib", "plots") from error
 
@@ -74,12 +80,28 @@ _STYLES = {
     "exponential + correlation": MethodStyle("#D55E00", "s"),
     "optimal": MethodStyle("#000000", "D"),
     "nf4": MethodStyle("#CC79A7", "*"),
+    "optimal, channel scales": MethodStyle("#56B4E9", "P"),
+    "optimal + moments": MethodStyle("#E69F00", "v"),
+    "mixed bits": MethodStyle("#009E73", "^"),
+    "mixed bits, entropy-coded": MethodStyle("#882255", "X"),
 }
+PEER_COLOR = "#808080"
+# Where a text may be, as seen from its point, with its alignment.
+_SIDES = {
+    (1.0, 0.0): ("left", "center"),
+    (-1.0, 0.0): ("right", "center"),
+    (0.7, 0.7): ("left", "bottom"),
+    (0.7, -0.7): ("left", "top"),
+    (-0.7, 0.7): ("right", "bottom"),
+    (-0.7, -0.7): ("right", "top"),
+}
+_DISTANCES = (5, 11)  # points
+_PEER_MARKERS = {"int absmax": "x", "int min-max": "+", "NF4": "*", "HQQ": "s", "k-means": "o"}
 _MORE_STYLES = tuple(
     MethodStyle(color, marker)
     for color, marker in (
-        *(("#009E73", "^"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#777777", "X")),
         *(("#009E73", "<"), ("#E69F00", ">"), ("#56B4E9", "h"), ("#777777", "d")),
+        *(("#009E73", "p"), ("#E69F00", "8"), ("#56B4E9", "H"), ("#777777", "X")),
     )
 )
 
@@ -92,6 +114,22 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
         styles[method] = _STYLES.get(method) or _MORE_STYLES[others % len(_MORE_STYLES)]
         others += method not in _STYLES
     return styles
+
+
+def peer_family(name: str) -> str:
+    """The first part of a peer's name: what it is."""
+    return name.partition(", ")[0]
+
+
+def peer_layout(name: str) -> str:
+    """The rest of a peer's name: how it groups weights."""
+    return name.partition(", ")[2]
+
+
+def peer_marker(name: str) -> dict[str, Any]:
+    """Keyword arguments for `Axes.scatter`: grey, a marker for each family of peers."""
+    marker = _PEER_MARKERS.get(peer_family(name), "D")
+    return {"marker": marker, "s": 22, "color": PEER_COLOR, "linewidths": 1.0, "zorder": 1.5}
 
 
 def styled() -> contextlib.AbstractContextManager[None]:
@@ -111,6 +149,71 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
     legend = figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)  # A name with two dollar signs is no formula.
+
+
+def label_points(
+    figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]]
+) -> None:
+    """Writes texts beside points as far as there is room, off lines and other points.
+
+    Limits and layout have to be final.
+
+    Args:
+        figure: the figure.
+        axes: its axes.
+        points: x, y, a name, and the text; each name gets its text once, at its first free point.
+    """
+    figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    taken = [_around(xy, 4 * figure.dpi / 72) for xy in _occupied(axes, points)]
+    named: set[str] = set()
+
+    def is_free(box: Bbox) -> bool:
+        within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+        return within and not any(map(box.overlaps, taken))
+
+    for x, y, name, words in points:
+        box = None if name in named else _place(axes, (x, y), words, is_free)
+        if box is not None:
+            taken.append(box)
+            named.add(name)
+
+
+def _place(
+    axes: Axes, point: tuple[float, float], words: str, is_free: Callable[[Bbox], bool]
+) -> Bbox | None:
+    """Writes beside a point where it is free, as near as can be; the text's box, if any."""
+    for distance, (side, aligned) in itertools.product(_DISTANCES, _SIDES.items()):
+        leader = {"arrowstyle": "-", "color": PEER_COLOR, "linewidth": 0.4, "shrinkB": 2}
+        text = axes.annotate(
+            *(words, point, (distance * side[0], distance * side[1])),
+            **{"textcoords": "offset points", "ha": aligned[0], "va": aligned[1], "fontsize": 6.5},
+            **{"color": "#444444", "parse_math": False},
+            arrowprops={**leader, "shrinkA": 0} if distance > _DISTANCES[0] else None,
+        )
+        text.set_in_layout(False)
+        text.get_window_extent()  # brings the text's own box, without the leader, up to date
+        box = Text.get_window_extent(text)
+        if is_free(box):
+            return box
+        text.remove()
+    return None
+
+
+def _occupied(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> np.ndarray:
+    """float[count, 2]: pixels of the points, and of all lines at short distances."""
+    transform = axes.transData.transform
+    found = [transform([(x, y) for x, y, _, _ in points] or np.zeros((0, 2)))]
+    for line in axes.get_lines():
+        corners = transform(line.get_xydata())
+        found.append(corners)
+        steps = np.linspace(0, 1, 60)[:, None]
+        found += [start + steps * (end - start) for start, end in itertools.pairwise(corners)]
+    return np.concatenate(found)
+
+
+def _around(centre: np.ndarray, size: float) -> Bbox:
+    return Bbox.from_bounds(centre[0] - size / 2, centre[1] - size / 2, size, size)
 
 
 def png_bytes(figure: Figure) -> bytes:

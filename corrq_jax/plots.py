@@ -4,16 +4,20 @@ Every function returns a matplotlib `Figure` that no pyplot state knows of: `sav
 `png_bytes` renders it, and a notebook shows it. A method looks the same in every figure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from corrq_jax.errors import InputError, missing
 from corrq_jax.plot_style import (
     MethodStyle,
+    label_points,
     legend_below,
     method_styles,
     new_figure,
+    peer_family,
+    peer_layout,
+    peer_marker,
     png_bytes,
     save_png,
     styled,
@@ -21,13 +25,15 @@ from corrq_jax.plot_style import (
 from corrq_jax.results import LayerDensity, Result
 
 try:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FixedLocator, NullFormatter, PercentFormatter, ScalarFormatter
 except ModuleNotFoundError as error:
     raise missing("matplotlib", "plots") from error
 
 __all__ = [
+    "beside_peers",
     "correlation_figure",
     "density_caption",
     "density_figure",
@@ -125,30 +131,28 @@ def rebin(layer: LayerDensity, bins: int = _BINS) -> tuple[np.ndarray, np.ndarra
 
 
 def correlation_figure(results: Sequence[Result]) -> Figure:
-    """Draws 1 - rho^2, the share of variance lost to quantization, against bits.
+    """Draws 1 - rho^2, the share of variance lost to quantization, against stored bits a weight.
 
     rho is `mean_correlation`; a result with rho = 1 has no place on the logarithmic axis and is
     left out.
 
     Args:
-        results: results in any order; those of a method make a line.
+        results: results in any order; those of a method make a line, those of peers are points.
 
     Raises:
         InputError: no result has rho below 1.
     """
     with styled():
-        figure = new_figure(3.9)
+        figure = new_figure(4.8)
         axes = figure.subplots()
         axes.set_yscale("log")
-        for line, style, label in _lines(results):
-            points = [(r.bits, 1 - r.mean_correlation**2) for r in line if r.mean_correlation < 1]
-            _plot(axes, points, style, label)
-        _require_lines(axes, "mean_correlation below 1")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("bits a weight")
+        _draw(axes, results, lambda r: r.noise if r.mean_correlation < 1 else None)
+        _require_points(axes, "mean_correlation below 1")
+        _bits_axis(axes)
         axes.set_ylabel("1 \N{MINUS SIGN} \N{GREEK SMALL LETTER RHO}²   (lower is better)")
         axes.set_title("Variance of the weights lost to quantization")
-        legend_below(figure, axes.get_lines(), 2)
+        legend_below(figure, _handles(axes), 2)
+        _name_peers(figure, axes, results, lambda r: r.noise)
     return figure
 
 
@@ -156,33 +160,56 @@ def fidelity_figure(results: Sequence[Result]) -> Figure:
     """Draws agreement with the float network, and KL divergence, against stored bits a weight.
 
     Args:
-        results: results in any order; those of a method make a line. A figure that was not
-            measured (None) is left out, and so is a KL of zero.
+        results: results in any order; those of a method make a line, those of peers are points. A
+            figure that was not measured (None) is left out, and so is a KL of zero.
 
     Raises:
         InputError: no result has an agreement or a KL divergence.
     """
     with styled():
-        figure = new_figure(5.9)
+        figure = new_figure(7.2)
         above, below = figure.subplots(2, sharex=True)
         below.set_yscale("log")
-        for line, style, label in _lines(results):
-            agreement = [(r.bits_per_weight, r.agreement) for r in line if r.agreement is not None]
-            kl = [(r.bits_per_weight, r.kl) for r in line if r.kl is not None and r.kl > 0]
-            _plot(above, agreement, style, label)
-            _plot(below, kl, style, label)
-        if not above.lines:
-            _require_lines(below, "agreement or kl")
+        _draw(above, results, lambda r: r.agreement)
+        _draw(below, results, lambda r: r.kl or None)
+        if not _handles(above):
+            _require_points(below, "agreement or kl")
         above.yaxis.set_major_formatter(PercentFormatter(1))
         above.set_ylim(-0.03, 1.03)
         above.set_title("Same best class as the float network")
         above.set_ylabel("agreement   (higher is better)")
         below.set_title("Divergence from the float network's output")
         below.set_ylabel("KL, nats   (lower is better)")
-        below.set_xlabel("stored bits a quantized weight")
-        longer = max(above, below, key=lambda axes: len(axes.get_lines()))
-        legend_below(figure, longer.get_lines(), 2)
+        _bits_axis(below)
+        legend_below(figure, max(map(_handles, (above, below)), key=len), 2)
+        _name_peers(figure, above, results, lambda r: r.agreement)
+        _name_peers(figure, below, results, lambda r: r.kl or None)
     return figure
+
+
+def beside_peers(results: Sequence[Result]) -> list[Result]:
+    """Peers, and of the others those with free levels at no more bits, so that names find room."""
+    most = max((r.bits for r in results if r.peer), default=0)
+    return [r for r in results if r.peer or (r.grid == "optimal" and r.bits <= most)]
+
+
+Value = Callable[[Result], float | None]
+
+
+def _draw(axes: Axes, results: Sequence[Result], value: Value) -> None:
+    """Lines of methods and points of peers: a value against stored bits."""
+    for line, style, label in _lines([r for r in results if not r.peer]):
+        points = _points(line, value)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style.line())
+    families: dict[str, list[Result]] = {}
+    for result in results:
+        if result.peer:
+            families.setdefault(peer_family(result.method), []).append(result)
+    for family, members in families.items():
+        points = _points(members, value)
+        if points:
+            axes.scatter(*zip(*points, strict=True), label=family, **peer_marker(family))
 
 
 def _lines(results: Sequence[Result]) -> Iterator[tuple[list[Result], MethodStyle, str]]:
@@ -192,16 +219,36 @@ def _lines(results: Sequence[Result]) -> Iterator[tuple[list[Result], MethodStyl
         yield sorted(line, key=lambda r: (r.bits, r.bits_per_weight)), style, method
 
 
-def _plot(
-    axes: Axes, points: Sequence[tuple[float, float]], style: MethodStyle, label: str
-) -> None:
-    if points:
-        axes.plot(*zip(*points, strict=True), label=label, **style.line())
+def _points(results: Sequence[Result], value: Value) -> list[tuple[float, float]]:
+    """(stored bits, value) where there is one."""
+    found = [(r.bits_per_weight, value(r)) for r in results]
+    return [(x, y) for x, y in found if y is not None]
 
 
-def _require_lines(axes: Axes, what: str) -> None:
-    if not axes.lines:
+def _handles(axes: Axes) -> list[Artist]:
+    """What a legend explains: lines of methods, then markers of peers."""
+    return [*axes.get_lines(), *axes.collections]
+
+
+def _require_points(axes: Axes, what: str) -> None:
+    if not _handles(axes):
         raise InputError(f"nothing to draw: give at least one Result with {what}")
+
+
+def _bits_axis(axes: Axes) -> None:
+    """Few bits, where methods differ most, get more room than many."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(range(1, 17)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("stored bits a quantized weight")
+
+
+def _name_peers(figure: Figure, axes: Axes, results: Sequence[Result], value: Value) -> None:
+    """How peers group weights beside a point of each; with too little room the best come first."""
+    peers = sorted((r for r in results if r.peer), key=lambda r: (-r.bits, r.noise))
+    points = [(*xy, r.method, peer_layout(r.method)) for r in peers for xy in _points([r], value)]
+    label_points(figure, axes, points)
 
 
 def _robust_range(layer: LayerDensity) -> tuple[float, float]:

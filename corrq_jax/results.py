@@ -19,7 +19,7 @@ import numpy as np
 from corrq_jax.errors import InputError
 
 _FORMAT = "corrq_jax.run"
-_VERSION = 1
+_VERSION = 2
 
 
 def _set_float(record: Any, name: str, *, optional: bool = False) -> None:
@@ -47,6 +47,12 @@ def _set_int(record: Any, name: str) -> None:
         raise InputError(f"{where} is {value!r}; give a whole number") from None
 
 
+def _check_flag(record: Any, name: str) -> None:
+    value = getattr(record, name)
+    if not isinstance(value, bool):
+        raise InputError(f"{type(record).__name__}.{name} is {value!r}; give True or False")
+
+
 def _set_array(record: Any, name: str, dtype: type[np.generic]) -> None:
     """Makes one field a read-only vector of `dtype`."""
     where = f"{type(record).__name__}.{name}"
@@ -68,12 +74,15 @@ class Result:
 
     Attributes:
         method: the name that tables and figures show, such as 'linear + correlation'.
-        grid: the level grid, such as 'linear', 'exponential' or 'optimal'.
-        fit: how the grid was fitted, such as 'range' or 'correlation'.
-        levels: the stored values, 'mean' or 'grid'.
-        bits: the nominal bits of a quantized weight, sign included.
-        bits_per_weight: stored bits a quantized weight: codes, levels and their part of the header.
-        file_nbytes: the size in bytes of the file on disk.
+        grid: the level grid, such as 'linear', 'exponential' or 'optimal'; '' for a peer.
+        fit: how the grid was fitted, such as 'range' or 'correlation'; '' for a peer.
+        levels: the stored values, 'mean' or 'grid'; '' for a peer.
+        bits: the nominal bits of a quantized weight, sign included; with mixed bits the target of
+            stored bits, which need not be whole.
+        bits_per_weight: stored bits a quantized weight: codes, levels, scales and their part of
+            the header; a peer has no header.
+        file_nbytes: the size in bytes of the file on disk; of a peer the bytes that it counts and
+            those of all other leaves, without a header.
         mean_correlation: the mean over layers of rho, the correlation of the original and the
             quantized weights.
         min_correlation: the smallest rho of a layer.
@@ -82,13 +91,19 @@ class Result:
         agreement: the share of views on which the float network gives the same best class.
         kl: the mean Kullback-Leibler divergence from the float network's output, in nats.
         logit_correlation: the correlation of the logits with the float network's.
+        coding: how codes are stored, 'packed' or 'entropy'.
+        granularity: what has scales of its own, 'tensor', 'channel' or a number of weights; '' for
+            a peer.
+        mixed: whether tensors have bits of their own.
+        matched: whether moments were matched after quantization.
+        peer: whether this is another library's quantizer (`corrq_jax.peers`).
     """
 
     method: str
     grid: str
     fit: str
     levels: str
-    bits: int
+    bits: float
     bits_per_weight: float
     file_nbytes: int
     mean_correlation: float
@@ -98,10 +113,17 @@ class Result:
     agreement: float | None = None
     kl: float | None = None
     logit_correlation: float | None = None
+    coding: str = "packed"
+    granularity: str = "tensor"
+    mixed: bool = False
+    matched: bool = False
+    peer: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("bits", "file_nbytes"):
-            _set_int(self, name)
+        for name in ("mixed", "matched", "peer"):
+            _check_flag(self, name)
+        (_set_float if self.mixed else _set_int)(self, "bits")
+        _set_int(self, "file_nbytes")
         for name in ("bits_per_weight", "mean_correlation", "min_correlation"):
             _set_float(self, name)
         for name in ("top1", "top5", "agreement", "kl", "logit_correlation"):
@@ -110,7 +132,12 @@ class Result:
     @property
     def key(self) -> str:
         """'method @ bits', the key of `Run.layers`."""
-        return f"{self.method} @ {self.bits}"
+        return f"{self.method} @ {self.bits:g}"
+
+    @property
+    def noise(self) -> float:
+        """``1 - rho**2`` of the mean correlation: the share of variance that is lost."""
+        return 1 - self.mean_correlation**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +148,10 @@ class LayerResult:
         path: its path in the parameter tree.
         shape: its shape.
         size: its number of weights.
-        bits: bits a weight.
+        bits: bits of a code.
         correlation: rho, or None for a constant tensor, where it is undefined.
         nbytes: its stored size in bytes, levels included.
+        coding: 'packed' or 'entropy'.
     """
 
     path: str
@@ -132,12 +160,18 @@ class LayerResult:
     bits: int
     correlation: float | None
     nbytes: int
+    coding: str = "packed"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(operator.index(n) for n in self.shape))
         for name in ("size", "bits", "nbytes"):
             _set_int(self, name)
         _set_float(self, "correlation", optional=True)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits a weight."""
+        return 8 * self.nbytes / self.size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

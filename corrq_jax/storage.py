@@ -119,6 +119,10 @@ class Archive:
         """Whether a leaf is quantized."""
         return name in self._record["tensors"]
 
+    def coding(self, name: str) -> str:
+        """How the codes of a quantized leaf are stored: "packed" or "entropy"."""
+        return "entropy" if name + STREAM in self._order else "packed"
+
     def leaf_nbytes(self, name: str) -> int:
         """Bytes of a leaf's data."""
         names = [name + part for part in PARTS] if self.is_quantized(name) else [name]
@@ -151,7 +155,7 @@ class Archive:
         rows = Rows(*record["rows"]) if "rows" in record else None
         levels = self._array(name + LEVELS)
         coded = name + STREAM in self._order
-        codes = self._decoded(name, size, bits) if coded else self._array(name + CODES)
+        codes = self._decoded(name, size, bits, levels) if coded else self._array(name + CODES)
         scales = self._array(name + SCALES) if rows is not None else None
         fits = (
             codes.dtype == np.uint8
@@ -181,11 +185,11 @@ class Archive:
             "entropy" if coded else "packed",
         )
 
-    def _decoded(self, name: str, size: int, bits: int) -> np.ndarray:
+    def _decoded(self, name: str, size: int, bits: int, levels: np.ndarray) -> np.ndarray:
         """Packed codes of an entropy-coded tensor."""
         frequencies, stream = self._array(name + FREQUENCIES), self._array(name + STREAM)
-        if frequencies.ndim != 1 or frequencies.size > 2**bits:
-            raise self._broken(f"the frequencies of {name!r} do not fit {bits} bits")
+        if frequencies.shape != levels.shape or levels.size > 2**bits:
+            raise self._broken(f"frequencies and levels of {name!r} do not fit {bits} bits")
         try:
             codes = entropy.decode(frequencies, stream, size)
         except ValueError as error:

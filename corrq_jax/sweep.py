@@ -1,122 +1,180 @@
 """Quantize one tree by many methods at many bit widths, and measure each: sizes, rho, fidelity."""
 
-import dataclasses
+import math
 import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from corrq_jax import leaf as leaves
-from corrq_jax.config import Config
 from corrq_jax.core.fit import fit_batch
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Metrics
+from corrq_jax.methods import (
+    METHODS,
+    Cell,
+    Method,
+    cells,
+    methods,
+    peer_cells,
+    short_cells,
+    without_wiring,
+)
+from corrq_jax.moments import Wiring, match_moments
 from corrq_jax.paths import flatten
+from corrq_jax.peers import Peer, PeerRow, stored_bits
 from corrq_jax.report import Report
 from corrq_jax.results import LayerDensity, LayerResult, Result, Run
 from corrq_jax.storage import save
 from corrq_jax.tree import quantize
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A way to quantize, by the name that tables and figures show."""
-
-    name: str
-    grid: str
-    fit: str
-    levels: str
-    bits: tuple[int, ...] = tuple(range(1, 9))
-
-    def config(self, bits: int, **options: Any) -> Config:
-        """The configuration for a bit width."""
-        return Config(bits, self.grid, self.fit, self.levels, **options)
-
-
-METHODS = (
-    Method("linear", "linear", "range", "grid"),
-    Method("exponential", "exponential", "range", "grid"),
-    Method("linear + correlation", "linear", "correlation", "mean"),
-    Method("exponential + correlation", "exponential", "correlation", "mean"),
-    Method("optimal", "optimal", "correlation", "mean"),
-    Method("nf4", "nf4", "range", "grid", bits=(4,)),
-)
-"""The paper's four methods (Pushkareva and Karandashev, 2020), the optimum, and NF4."""
+__all__ = [
+    "METHODS",
+    "Cell",
+    "Method",
+    "cells",
+    "layer_density",
+    "layer_results",
+    "make_run",
+    "methods",
+    "peer_cells",
+    "short_cells",
+    "sweep",
+    "typical_paths",
+    "without_wiring",
+]
 
 Measure = Callable[[Any], tuple[Metrics, Metrics]]
 
 
-def methods(names: Iterable[str]) -> tuple[Method, ...]:
-    """Methods by name.
-
-    Raises:
-        InputError: there is no such method.
-    """
-    known = {method.name: method for method in METHODS}
-    names = tuple(names)
-    for name in names:
-        if name not in known:
-            raise InputError(f"there is no method {name!r}; choose from {', '.join(known)}")
-    return tuple(known[name] for name in names)
-
-
-def cells(chosen: Iterable[Method], bits: Iterable[int]) -> list[tuple[Method, int]]:
-    """Every method at every bit width that it has, most bits first."""
-    order = sorted(set(bits), reverse=True)
-    return [(method, b) for method in chosen for b in order if b in method.bits]
-
-
 def sweep(
-    params: Any, chosen: Iterable[tuple[Method, int]], measure: Measure | None = None
-) -> Iterator[tuple[Result, Report]]:
+    params: Any,
+    chosen: Iterable[Cell],
+    measure: Measure | None = None,
+    wiring: Wiring | None = None,
+) -> Iterator[tuple[Result, tuple[LayerResult, ...]]]:
     """Quantize, save to a file for its true size, and measure, one method and width at a time.
+
+    Peers have no file: their size is what they count themselves and the bytes of all other leaves,
+    without any header. Mixed bits are left out, with a warning, where a target cannot be met.
 
     Args:
         params: the float tree.
-        chosen: from `cells`.
+        chosen: from `cells` or `peer_cells`.
         measure: quantized tree to metrics on the photos and on all views; None for sizes and
             correlations alone.
+        wiring: of the network, from `corrq_jax.moments.trace`; methods that match moments need it,
+            and with mixed bits it says how much each tensor counts.
 
     Yields:
-        The result and the report of each, as it is done.
+        The result and its quantized tensors, as each is done.
 
     Raises:
-        InputError: there is nothing to quantize, or as `corrq_jax.quantize`.
+        InputError: there is nothing to quantize, a method needs the wiring, or as
+            `corrq_jax.quantize`.
     """
     with tempfile.TemporaryDirectory(prefix="corrq-") as folder:
         file = pathlib.Path(folder) / "network.safetensors"
         for method, bits in chosen:
-            qparams, report = quantize(params, config=method.config(bits))
-            if not report.rows:
+            if isinstance(method, Peer):
+                made = _by_peer(params, method, int(bits))
+            else:
+                made = _by_method(params, method, bits, wiring, file)
+            if made is None:
+                continue
+            if not made.layers:
                 raise InputError("the tree has no kernel to quantize")
-            size = save(file, qparams)
-            photos, views = measure(qparams) if measure else (None, None)
-            yield _result(method, bits, report, size, photos, views), report
+            photos, views = measure(made.tree) if measure else (None, None)
+            yield _result(method, bits, made, photos, views), made.layers
+
+
+class _Quantized(NamedTuple):
+    tree: Any
+    layers: tuple[LayerResult, ...]
+    bits_per_weight: float
+    file_nbytes: int
+
+    @property
+    def correlations(self) -> list[float]:
+        """Of the layers; those that were quantized all have one."""
+        return [layer.correlation for layer in self.layers if layer.correlation is not None]
+
+
+def _by_method(
+    params: Any, method: Method, bits: float, wiring: Wiring | None, file: pathlib.Path
+) -> _Quantized | None:
+    """Quantized and saved; None if the target cannot be met."""
+    if method.match and wiring is None:
+        raise InputError(
+            f"{method.name} needs the network's wiring: give wiring=corrq_jax.moments.trace(...)"
+        )
+    importance = wiring.importance if method.mixed and wiring is not None else None
+    try:
+        tree, report = quantize(params, config=method.config(bits), importance=importance)
+    except InputError as error:
+        if not method.mixed:
+            raise
+        warnings.warn(f"left out {method.name} at {bits:g} bits: {error}", stacklevel=3)
+        return None
+    if method.match and wiring is not None:
+        tree, _ = match_moments(wiring, params, tree)
+    size = save(file, tree)
+    return _Quantized(tree, layer_results(report), report.bits_per_weight, size)
+
+
+def _by_peer(params: Any, peer: Peer, bits: int) -> _Quantized:
+    """Decoded, with the bytes that the peer counts and those of the other leaves."""
+    tree, rows = peer.quantize_tree(params, bits)
+    arrays = dict(flatten(params)[0])
+    layers = tuple(_peer_layer(row, arrays[row.path], bits) for row in rows)
+    rest = arrays.keys() - {row.path for row in rows}
+    nbytes = sum(row.nbytes for row in rows) + sum(np.asarray(arrays[p]).nbytes for p in rest)
+    return _Quantized(tree, layers, stored_bits(rows), nbytes)
+
+
+def _peer_layer(row: PeerRow, array: Any, bits: int) -> LayerResult:
+    rho = math.sqrt(1 - row.noise)
+    return LayerResult(row.path, np.shape(array), row.size, bits, rho, row.nbytes)
+
+
+def _labels(method: Method | Peer) -> dict[str, Any]:
+    """What a result says of its method."""
+    if isinstance(method, Peer):
+        no_options = dict.fromkeys(("grid", "fit", "levels", "granularity"), "")
+        return {"method": method.name, **no_options, "peer": True}
+    return {
+        "method": method.name,
+        "grid": method.grid,
+        "fit": method.fit,
+        "levels": method.levels,
+        "coding": method.coding,
+        "granularity": str(method.granularity),
+        "mixed": method.mixed,
+        "matched": method.match,
+    }
 
 
 def _result(
-    method: Method,
-    bits: int,
-    report: Report,
-    size: int,
+    method: Method | Peer,
+    bits: float,
+    made: _Quantized,
     photos: Metrics | None,
     views: Metrics | None,
 ) -> Result:
+    rho = made.correlations
     return Result(
-        method=method.name,
-        grid=method.grid,
-        fit=method.fit,
-        levels=method.levels,
+        **_labels(method),
         bits=bits,
-        bits_per_weight=report.bits_per_weight,
-        file_nbytes=size,
-        mean_correlation=report.mean_correlation,
-        min_correlation=report.min_correlation,
+        bits_per_weight=made.bits_per_weight,
+        file_nbytes=made.file_nbytes,
+        mean_correlation=sum(rho) / len(rho),
+        min_correlation=min(rho),
         top1=photos.top1 if photos else None,
         top5=photos.top5 if photos else None,
         agreement=views.agreement if views else None,
@@ -132,7 +190,9 @@ def _finite(value: float | None) -> float | None:
 def layer_results(report: Report) -> tuple[LayerResult, ...]:
     """The rows of a report as records."""
     return tuple(
-        LayerResult(row.path, row.shape, row.size, row.bits, row.correlation, row.nbytes)
+        LayerResult(
+            row.path, row.shape, row.size, row.bits, row.correlation, row.nbytes, row.coding
+        )
         for row in report
     )
 
@@ -145,7 +205,13 @@ def layer_density(params: Any, path: str, method: Method, bits: int) -> LayerDen
         path: the tensor's path.
         method: the method.
         bits: its bits.
+
+    Raises:
+        InputError: with this method a tensor has more than one table of levels, or bits that the
+            other tensors decide on.
     """
+    if method.mixed or method.granularity != "tensor":
+        raise InputError(f"{method.name}: its levels are not those of one tensor alone")
     leaf = leaves.read(path, dict(flatten(params)[0])[path])
     density, norm = leaves.measure(leaf)
     arguments = (density, np.float32(leaf.lo), np.float32(leaf.hi), norm)
@@ -171,9 +237,9 @@ def layer_density(params: Any, path: str, method: Method, bits: int) -> LayerDen
     )
 
 
-def typical_paths(report: Report, count: int = 3) -> list[str]:
+def typical_paths(layers: Report | Sequence[LayerResult], count: int = 3) -> list[str]:
     """Paths of layers worth a look: the largest, the one of smallest rho, and the median in rho."""
-    rows = sorted(report, key=lambda row: row.correlation)
+    rows = sorted(layers, key=lambda row: row.correlation or 0.0)
     if not rows:
         return []
     picks = [max(rows, key=lambda row: row.size), rows[0], rows[len(rows) // 2]]
@@ -199,7 +265,7 @@ def environment() -> dict[str, str]:
 def make_run(
     network: str,
     params: Any,
-    measured: list[tuple[Result, Report]],
+    measured: Sequence[tuple[Result, tuple[LayerResult, ...]]],
     densities: Iterable[LayerDensity] = (),
     *,
     photos: int = 0,
@@ -219,7 +285,7 @@ def make_run(
     """
     with tempfile.TemporaryDirectory(prefix="corrq-") as folder:
         float_nbytes = save(pathlib.Path(folder) / "float.safetensors", params)
-    weights = measured[0][1].size if measured else 0
+    weights = sum(layer.size for layer in measured[0][1]) if measured else 0
     return Run(
         network=network,
         weights=weights,
@@ -229,7 +295,7 @@ def make_run(
         float_top1=reference.top1 if reference else None,
         float_top5=reference.top5 if reference else None,
         results=tuple(result for result, _ in measured),
-        layers={result.key: layer_results(report) for result, report in measured},
+        layers={result.key: layers for result, layers in measured},
         densities=tuple(densities),
         environment=environment(),
     )

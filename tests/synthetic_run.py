@@ -1,4 +1,4 @@
-"""A run as a real comparison gives it: seven bit widths, six methods, layers and densities."""
+"""A run as a real comparison gives it: methods, mixed bits, peers, layers and densities."""
 
 import numpy as np
 
@@ -15,6 +15,21 @@ METHODS = {
     ),
     "optimal": ("optimal", "correlation", "means", lambda b: 1.2 * 3.9 ** (-b)),
     "nf4": ("nf4", "range", "grid", lambda b: 0.016),
+    "mixed bits": ("optimal", "correlation", "mean", lambda b: 0.6 * 3.9 ** (-b)),
+    "mixed bits, entropy-coded": ("optimal", "correlation", "mean", lambda b: 0.4 * 3.9 ** (-b)),
+}
+BITS = {
+    "nf4": (4,),
+    "mixed bits": (2.5, 3.0, 4.0),
+    "mixed bits, entropy-coded": (2.0, 2.5, 3.0, 4.0),
+}
+PEERS = {
+    # name: stored bits beside the codes, and noise-to-signal at b bits
+    "int absmax, channel": (0.02, lambda b: 9 * 4.0 ** (-b)),
+    "int min-max, groups of 64": (0.5, lambda b: 4 * 4.0 ** (-b)),
+    "HQQ, groups of 64": (0.5, lambda b: 3 * 4.0 ** (-b)),
+    "NF4, blocks of 64": (0.25, lambda b: 0.011),
+    "k-means, tensor": (0.01, lambda b: 1.25 * 3.9 ** (-b)),
 }
 WEIGHTS = 4_652_008
 LAYERS = {
@@ -28,9 +43,12 @@ LAYERS = {
 
 def synthetic_run(network: str = "EfficientNet-Lite0") -> Run:
     results = tuple(
-        _result(method, bits)
-        for method in METHODS
-        for bits in ((4,) if method == "nf4" else range(2, 9))
+        _result(method, bits) for method in METHODS for bits in BITS.get(method, range(2, 9))
+    )
+    peers = tuple(
+        _peer(name, bits)
+        for name in PEERS
+        for bits in ((4,) if name.startswith("NF4") else (2, 3, 4))
     )
     return Run(
         network=network,
@@ -40,7 +58,7 @@ def synthetic_run(network: str = "EfficientNet-Lite0") -> Run:
         views=240,
         float_top1=0.8125,
         float_top5=0.9625,
-        results=results,
+        results=(*results, *peers),
         layers={
             result.key: _layers(result)
             for result in results
@@ -55,26 +73,42 @@ def synthetic_run(network: str = "EfficientNet-Lite0") -> Run:
     )
 
 
-def _result(method: str, bits: int) -> Result:
+def _result(method: str, bits: float) -> Result:
     grid, fit, levels, noise = METHODS[method]
-    lost = min(noise(bits), 0.45)
-    agreement = float(np.clip(1.02 - 9 * lost, 0, 1))
+    mixed = method.startswith("mixed")
     return Result(
         method=method,
         grid=grid,
         fit=fit,
         levels=levels,
         bits=bits,
-        bits_per_weight=bits + 0.31,
-        file_nbytes=int(WEIGHTS * (bits + 0.31) / 8),
-        mean_correlation=float(np.sqrt(1 - lost)),
-        min_correlation=float(np.sqrt(1 - 1.6 * lost)),
-        top1=0.8125 * agreement,
-        top5=0.9625 * agreement,
-        agreement=agreement,
-        kl=14 * lost,
-        logit_correlation=float(np.sqrt(1 - lost)),
+        **_figures(bits - 0.01 if mixed else bits + 0.31, noise(bits)),
+        coding="entropy" if method.endswith("entropy-coded") else "packed",
+        mixed=mixed,
+        matched=mixed,
     )
+
+
+def _peer(name: str, bits: int) -> Result:
+    beside, noise = PEERS[name]
+    figures = _figures(bits + beside, noise(bits))
+    return Result(name, grid="", fit="", levels="", bits=bits, **figures, granularity="", peer=True)
+
+
+def _figures(bits_per_weight: float, noise: float) -> dict:
+    lost = min(noise, 0.45)
+    agreement = float(np.clip(1.02 - 9 * lost, 0, 1))
+    return {
+        "bits_per_weight": bits_per_weight,
+        "file_nbytes": int(WEIGHTS * bits_per_weight / 8),
+        "mean_correlation": float(np.sqrt(1 - lost)),
+        "min_correlation": float(np.sqrt(1 - 1.6 * lost)),
+        "top1": 0.8125 * agreement,
+        "top5": 0.9625 * agreement,
+        "agreement": agreement,
+        "kl": 14 * lost,
+        "logit_correlation": float(np.sqrt(1 - lost)),
+    }
 
 
 def _layers(result: Result) -> tuple[LayerResult, ...]:

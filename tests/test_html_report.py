@@ -91,7 +91,7 @@ def test_the_page_is_for_phones_and_dark_screens(page, source):
 def test_every_figure_is_a_picture_with_words(page):
     image = pytest.importorskip("PIL.Image")
     pictures = page.all("img")
-    assert len(pictures) == 4 == len(page.all("figcaption"))
+    assert len(pictures) == 6 == len(page.all("figcaption"))
     for picture in pictures:
         data = base64.b64decode(
             picture["src"].removeprefix("data:image/png;base64,"), validate=True
@@ -115,11 +115,11 @@ def test_the_table_holds_every_result(source):
     headings = [text for _, text in header]
     assert headings[:5] == ["method", "MB", "smaller", "agreement", "KL"]
     assert dict(zip(headings, (t for _, t in floats), strict=True))["top-1"] == "81.2%"
-    by_bits = sorted(RUN.results, key=lambda r: r.bits)
-    assert len(rows) == len(by_bits) == 36
+    by_bits = sorted(RUN.results, key=lambda r: (r.bits, r.peer))
+    assert len(rows) == len(by_bits) == 56
     for row, result in zip(rows, by_bits, strict=True):
         cells = dict(zip(headings, (text for _, text in row), strict=True))
-        assert cells["method"] == result.method
+        assert cells["method"] == (f"<i>{result.method}</i>" if result.peer else result.method)
         assert cells["MB"] == f"{result.file_nbytes / 1e6:.2f}"
         assert cells["mean ρ"] == f"{result.mean_correlation:.5f}"  # noqa: RUF001
         assert cells["agreement"] == f"{100 * result.agreement:.1f}%"
@@ -131,10 +131,8 @@ def test_the_best_of_each_width_is_marked(source):
     headings = [text for _, text in header]
     for heading in ("KL", "mean ρ"):  # noqa: RUF001
         at = headings.index(heading)
-        marked = {row[0][1] for row in rows[:5] if "best" in row[at][0]}
-        assert marked == {"optimal"}
-    sizes = [row[headings.index("MB")] for row in rows[:5]]
-    assert not any("best" in attributes for attributes, _ in sizes)  # All of them are equal.
+        marked = {row[0][1] for row in rows[:10] if "best" in row[at][0]}
+        assert marked == {"mixed bits, entropy-coded"}
 
 
 def test_smaller_files_and_lower_kl_are_better():
@@ -149,6 +147,14 @@ def test_smaller_files_and_lower_kl_are_better():
 
 
 def test_headlines_name_the_smallest_file(page):
+    assert (
+        "Smallest file with at least 95% agreement: 1.74 MB, 10.7 times smaller "
+        "(mixed bits, entropy-coded, 3 bits, agreement 95.9%)." in page.text
+    )
+
+
+def test_headlines_name_a_file_once():
+    page = Page(html_report.render(dataclasses.replace(RUN, results=RUN.results[:36])))
     assert (
         "Smallest file with at least 95% agreement: 2.51 MB, 7.4 times smaller "
         "(optimal, 4 bits, agreement 97.3%)." in page.text
@@ -170,6 +176,27 @@ def test_the_page_says_what_the_numbers_are_not(page):
     assert "240 views (crops and flips) of 24 photos" in page.text
     assert "This is fidelity to the float network, not accuracy" in page.text
     assert "Sizes are those of the files on disk" in page.text
+
+
+def test_the_page_says_how_peers_and_mixed_bits_are_counted(page):
+    assert "2.5 bits" in page.text
+    assert "sizes are without a header" in page.text
+    assert (
+        "corrected for the quantized kernels): mixed bits; mixed bits, entropy-coded" in page.text
+    )
+    own = dataclasses.replace(RUN, results=tuple(r for r in RUN.results[:36]), densities=())
+    text = Page(html_report.render(own)).text
+    for absent in ("libraries", "mixed bits", "matched"):
+        assert absent not in text
+
+
+def test_no_headline_names_a_peer(page):
+    peer = next(r for r in RUN.results if r.peer)
+    best = dataclasses.replace(peer, method="other", file_nbytes=1, agreement=1.0)
+    text = Page(html_report.render(dataclasses.replace(RUN, results=(*RUN.results, best)))).text
+    headlines = text.partition("Smallest file")[2].partition("Results")[0]
+    assert headlines
+    assert "other" not in headlines
 
 
 def test_names_are_escaped():
@@ -209,7 +236,7 @@ def test_a_run_without_fidelity():
         float_top5=None,
     )
     page = Page(html_report.render(run))
-    assert len(page.all("img")) == 1
+    assert len(page.all("img")) == 2  # 1 - rho^2, without and with peers
     for absent in ("agreement", "photos", "top-1", "Smallest file", "Layers"):
         assert absent not in page.text
 
@@ -237,6 +264,8 @@ def test_write_report(tmp_path, source):
     assert [path.name for path in paths] == [
         "correlation.png",
         "fidelity.png",
+        "peers-correlation.png",
+        "peers-fidelity.png",
         "density-01.png",
         "density-02.png",
         "results.json",
@@ -247,7 +276,7 @@ def test_write_report(tmp_path, source):
     assert Run.from_json((folder / "results.json").read_text(encoding="utf-8")) == RUN
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(RUN.results)
-    for path in paths[:4]:
+    for path in paths[:6]:
         with image.open(path) as picture:
             picture.load()
 

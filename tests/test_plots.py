@@ -9,9 +9,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from synthetic_run import METHODS, synthetic_run
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+from synthetic_run import METHODS, PEERS, synthetic_run
 
-from corrq_jax import plots
+from corrq_jax import plot_style, plots
 from corrq_jax.errors import InputError
 from corrq_jax.results import LayerDensity
 
@@ -147,9 +149,10 @@ def test_correlation_figure():
     assert axes.get_yscale() == "log"
     lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
     assert list(lines) == list(METHODS)
-    optimal = [r for r in RUN.results if r.method == "optimal"]
-    expected = [(r.bits, 1 - r.mean_correlation**2) for r in optimal]
-    np.testing.assert_allclose(lines["optimal"], expected)
+    for method in ("optimal", "mixed bits"):
+        chosen = [r for r in RUN.results if r.method == method]
+        expected = [(r.bits_per_weight, 1 - r.mean_correlation**2) for r in chosen]
+        np.testing.assert_allclose(lines[method], expected)
     assert lines["nf4"].shape == (1, 2)
 
 
@@ -183,11 +186,50 @@ def test_fidelity_figure_of_what_was_measured():
     assert not plots.fidelity_figure(no_kl).axes[1].get_lines()
     equal = [dataclasses.replace(r, kl=0.0) for r in RUN.results]
     assert not plots.fidelity_figure(equal).axes[1].get_lines()
-    no_agreement = [dataclasses.replace(r, agreement=None) for r in RUN.results]
+    no_agreement = [dataclasses.replace(r, agreement=None) for r in RUN.results if not r.peer]
     figure = plots.fidelity_figure(no_agreement)
     assert len(figure.legends[0].get_texts()) == len(METHODS)
     with pytest.raises(InputError, match="agreement or kl"):
         plots.fidelity_figure([dataclasses.replace(r, agreement=None) for r in no_kl])
+
+
+@pytest.mark.parametrize("draw", [plots.correlation_figure, plots.fidelity_figure])
+def test_peers_are_grey_points_with_names(draw):
+    shown = plots.beside_peers(RUN.results)
+    figure = draw(shown)
+    assert_well_laid_out(figure)
+    methods = [text.get_text() for text in figure.legends[0].get_texts()]
+    families = [name.partition(",")[0] for name in PEERS]
+    assert methods == ["optimal", "mixed bits", "mixed bits, entropy-coded", *families]
+    for axes in figure.axes:
+        points = np.concatenate([c.get_offsets() for c in axes.collections])
+        assert len(points) == sum(r.peer for r in shown)
+        colors = {to_hex(c.get_edgecolor()[0]) for c in axes.collections}
+        assert colors == {plot_style.PEER_COLOR}
+        names = [text.get_text() for text in axes.texts]
+        assert len(names) >= 3
+        assert set(names) <= {name.partition(", ")[2] for name in PEERS}
+
+
+def test_names_cover_no_line_point_or_other_name():
+    figure = plots.fidelity_figure(plots.beside_peers(RUN.results))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [Text.get_window_extent(text) for text in axes.texts]
+        points = [c.get_offsets() for c in axes.collections]
+        points += [line.get_xydata() for line in axes.get_lines()]
+        for box in boxes:
+            assert not any(overlaps(box, other) for other in boxes if other is not box)
+            assert not any(box.contains(*xy) for xy in axes.transData.transform(np.vstack(points)))
+
+
+def test_beside_peers_are_free_levels_of_no_more_bits():
+    shown = plots.beside_peers(RUN.results)
+    assert [r for r in shown if r.peer] == [r for r in RUN.results if r.peer]
+    others = [r for r in shown if not r.peer]
+    assert {r.method for r in others} == {"optimal", "mixed bits", "mixed bits, entropy-coded"}
+    assert max(r.bits for r in others) == 4
+    assert plots.beside_peers(others) == []
 
 
 def test_results_may_come_in_any_order():
@@ -216,7 +258,8 @@ def test_method_names_are_no_formulas():
 
 def test_all_methods_look_different():
     styles = plots.method_styles([*METHODS, *(f"method {i}" for i in range(8))])
-    assert len(set(styles.values())) == 14
+    assert len(set(styles.values())) == len(METHODS) + 8
+    assert not {style.color for style in styles.values()} & {plot_style.PEER_COLOR}
 
 
 def test_png_is_made_whole_and_the_same_each_time(tmp_path):

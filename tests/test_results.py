@@ -34,7 +34,7 @@ def test_json_keeps_every_bit_of_hard_floats_and_names():
 def test_json_says_its_format_and_version():
     body = json.loads(RUN.to_json())
     assert body["format"] == "corrq_jax.run"
-    assert body["version"] == 1
+    assert body["version"] == 2
     assert body["results"][0]["method"] == "linear"
     assert body["layers"]["linear + correlation @ 3"][0]["shape"] == [3, 3, 3, 32]
 
@@ -65,7 +65,7 @@ def change(path, value):
         ("{", "not JSON"),
         ("[1]", "no 'format'"),
         (change(["format"], "other"), "no 'format'"),
-        (change(["version"], 2), "version 2; this corrq_jax reads version 1"),
+        (change(["version"], 1), "version 1; this corrq_jax reads version 2"),
         (change(["results"], {}), "results of a run's JSON is dict"),
         (change(["layers"], []), "'layers' and 'environment'"),
         (change(["photos"], ...), r"run of a run's JSON lacks \['photos'\]"),
@@ -86,7 +86,7 @@ def test_json_of_something_else_is_refused(text, message):
 
 def test_csv_has_a_row_a_result():
     rows = list(csv.DictReader(io.StringIO(RUN.to_csv(), newline="")))
-    assert len(rows) == len(RUN.results) == 36
+    assert len(rows) == len(RUN.results) == 56
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Result)]
     for row, result in zip(rows, RUN.results, strict=True):
         assert row["method"] == result.method
@@ -113,9 +113,33 @@ def test_numpy_scalars_become_python_numbers():
     )
 
 
+def test_bits_of_mixed_results_need_not_be_whole():
+    mixed = next(result for result in RUN.results if result.mixed)
+    assert mixed.key == "mixed bits @ 2.5"
+    assert dataclasses.replace(mixed, bits=3).key == "mixed bits @ 3"
+    assert type(dataclasses.replace(mixed, bits=3).bits) is float
+    with pytest.raises(InputError, match=r"Result.bits is 2.5; give a whole number"):
+        dataclasses.replace(mixed, mixed=False)
+
+
+def test_csv_tells_peers_and_what_was_matched():
+    rows = list(csv.DictReader(io.StringIO(RUN.to_csv(), newline="")))
+    for row, result in zip(rows, RUN.results, strict=True):
+        assert row["peer"] == str(result.peer)
+        assert row["matched"] == str(result.matched)
+        assert row["coding"] == result.coding
+    assert {row["peer"] for row in rows} == {"True", "False"}
+
+
+def test_noise_and_stored_bits():
+    assert RESULT.noise == 1 - RESULT.mean_correlation**2
+    assert LayerResult("p", (4, 8), 32, 3, 0.9, 20, "entropy").bits_per_weight == 5
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("peer", 1, "Result.peer is 1; give True or False"),
         ("kl", float("nan"), "Result.kl is nan; give a finite number, or None"),
         ("kl", np.float32("inf"), "Result.kl is inf"),
         ("mean_correlation", None, "Result.mean_correlation is None; give a finite number$"),

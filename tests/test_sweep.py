@@ -3,17 +3,38 @@
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import corrq_jax as corrq
 from corrq_jax import sweep as sweeping
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Metrics
+from corrq_jax.flax import functional
 from corrq_jax.html_report import write_report
+from corrq_jax.methods import PEER_BITS
+from corrq_jax.moments import match_moments, trace
+from corrq_jax.paths import flatten
+from corrq_jax.peers import PEERS, peers, stored_bits
 from corrq_jax.results import Run
-from corrq_jax.sweep import METHODS, cells, layer_density, make_run, methods, sweep, typical_paths
+from corrq_jax.sweep import (
+    METHODS,
+    cells,
+    layer_density,
+    layer_results,
+    make_run,
+    methods,
+    peer_cells,
+    short_cells,
+    sweep,
+    typical_paths,
+    without_wiring,
+)
 from corrq_jax.tree import dequantize
+
+METRICS = (Metrics(2, 2, top1=0.5, top5=1.0), Metrics(20, 20, 0.4, 0.9, 0.75, 0.1, 0.99))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +78,10 @@ class TestMethods:
     def test_each_is_a_valid_configuration(self, method):
         for bits in method.bits:
             config = method.config(bits)
-            assert (config.bits, config.grid) == (bits, method.grid)
-            assert (config.fit, config.levels) == (method.fit, method.levels)
+            expected = (None, bits) if method.mixed else (bits, None)
+            assert (config.bits, config.bits_per_weight) == expected
+            for name in ("grid", "fit", "levels", "coding", "granularity"):
+                assert getattr(config, name) == getattr(method, name)
 
     def test_cells(self):
         linear, nf4 = methods(["linear", "nf4"])
@@ -66,13 +89,40 @@ class TestMethods:
         assert found == [(linear, 4), (linear, 3), (linear, 2), (nf4, 4)]
         assert cells([nf4], [2, 3]) == []
 
+    def test_only_mixed_bits_can_be_fractions(self):
+        linear, mixed = methods(["linear", "mixed bits"])
+        assert cells([linear, mixed], [2.5, 3, 2.25, 5]) == [
+            *((linear, 5), (linear, 3)),
+            *((mixed, 3), (mixed, 2.5), (mixed, 2.25)),
+        ]
+
+    def test_short_cells(self):
+        found = short_cells()
+        assert [m.name for m in dict.fromkeys(m for m, _ in found)] == [m.name for m in METHODS]
+        widths = {m.name: [b for n, b in found if n is m] for m in METHODS}
+        assert {2.5, 3, 4} <= set(widths["mixed bits"])
+        assert {2, 2.5, 3, 4} <= set(widths["mixed bits, entropy-coded"])
+        assert all(method.has(bits) for method, bits in found)
+
+    def test_peer_cells(self):
+        found = peer_cells()
+        assert {peer for peer, _ in found} == set(PEERS)
+        assert {bits for _, bits in found} == set(PEER_BITS)
+        assert all(bits in peer.bits for peer, bits in found)
+        assert not {peer.name for peer in PEERS} & {method.name for method in METHODS}
+
+    def test_without_wiring(self):
+        found = without_wiring(METHODS)
+        assert not any(method.match for method in found)
+        assert {m.name for m in METHODS} - {m.name for m in found} == {"optimal + moments"}
+
 
 class TestSweep:
     def test_results_are_those_of_quantize(self, params, chosen, measured):
         assert [(r.method, r.bits) for r, _ in measured] == [(m.name, b) for m, b in chosen]
-        for (method, bits), (result, report) in zip(chosen, measured, strict=True):
+        for (method, bits), (result, layers) in zip(chosen, measured, strict=True):
             _, expected = corrq.quantize(params, config=method.config(bits))
-            assert report == expected
+            assert layers == layer_results(expected)
             assert result.mean_correlation == expected.mean_correlation
             assert result.min_correlation == expected.min_correlation
             assert result.bits_per_weight == expected.bits_per_weight
@@ -113,6 +163,121 @@ class TestSweep:
         assert list(sweep({"bias": np.zeros(3)}, [])) == []
 
 
+class Net(nnx.Module):
+    """Two convolutions with normalizations and a classifier: what moments can be matched in."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Conv(3, 32, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(32, use_running_average=True, rngs=rngs)
+        self.second = nnx.Conv(32, 64, (3, 3), use_bias=False, rngs=rngs)
+        self.last = nnx.Linear(64, 40, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.first(x)))
+        return self.last(self.second(x).mean(axis=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Parameters and wiring."""
+    apply, params = functional(Net(nnx.Rngs(0)))
+    return params, trace(apply, params, jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32))
+
+
+def changed(params, other):
+    """Paths of leaves that differ."""
+    both = zip(*(flatten(dequantize(tree))[0] for tree in (params, other)), strict=True)
+    return {path for (path, a), (_, b) in both if not np.array_equal(a, b)}
+
+
+class TestBeyondOneTable:
+    @pytest.mark.parametrize("name", ["mixed bits", "mixed bits, entropy-coded"])
+    def test_mixed_bits_meet_the_target(self, net, name, tmp_path):
+        params, wiring = net
+        [method] = methods([name])
+        seen = []
+        [(result, layers)] = sweep(
+            params, [(method, 3.5)], lambda tree: seen.append(tree) or METRICS, wiring
+        )
+        assert (result.bits, result.mixed, result.matched) == (3.5, True, True)
+        assert 2.5 < result.bits_per_weight <= 3.5
+        assert result.coding == method.coding
+        assert method.coding in {layer.coding for layer in layers}
+        options = {"config": method.config(3.5), "importance": wiring.importance}
+        plain, report = corrq.quantize(params, **options)
+        assert layers == layer_results(report)
+        assert result.file_nbytes == corrq.save(tmp_path / "q.safetensors", plain)
+        matched, _ = match_moments(wiring, params, plain)
+        assert changed(matched, seen[0]) == set()
+
+    def test_matching_changes_normalizations_and_no_size(self, net):
+        params, wiring = net
+        optimal, with_moments = methods(["optimal", "optimal + moments"])
+        seen = []
+        measured = sweep(
+            *(params, [(optimal, 3), (with_moments, 3)]),
+            *(lambda tree: seen.append(tree) or METRICS, wiring),
+        )
+        one, two = (result for result, _ in measured)
+        assert (one.matched, two.matched) == (False, True)
+        assert (one.file_nbytes, one.mean_correlation) == (two.file_nbytes, two.mean_correlation)
+        assert changed(seen[0], seen[1]) == {"norm/mean", "norm/var", "last/bias"}
+
+    def test_matching_needs_the_wiring(self, net):
+        with pytest.raises(InputError, match=r"optimal \+ moments needs.*wiring=.*trace"):
+            next(sweep(net[0], cells(methods(["optimal + moments"]), [4])))
+
+    def test_channel_scales(self, net):
+        [(result, layers)] = sweep(net[0], cells(methods(["optimal, channel scales"]), [3]))
+        [(plain, _)] = sweep(net[0], cells(methods(["optimal"]), [3]))
+        assert result.granularity == "channel"
+        assert result.bits_per_weight > plain.bits_per_weight
+        assert len(layers) == 3
+
+    def test_a_target_that_cannot_be_met_is_left_out(self, net):
+        chosen = without_wiring(methods(["mixed bits", "optimal"]))
+        with pytest.warns(UserWarning, match=r"left out mixed bits at 1\.25 bits: .*smallest"):
+            found = list(sweep(net[0], [(chosen[0], 1.25), (chosen[1], 3)]))
+        assert [result.key for result, _ in found] == ["optimal @ 3"]
+
+    def test_their_levels_are_not_those_of_one_tensor(self, net):
+        for method in methods(["mixed bits", "optimal, channel scales"]):
+            with pytest.raises(InputError, match="not those of one tensor alone"):
+                layer_density(net[0], "first/kernel", method, 3)
+
+
+class TestPeers:
+    @pytest.mark.parametrize("bits", [2, 4])
+    def test_sizes_and_weights_are_their_own(self, params, bits):
+        [peer] = peers(["HQQ, groups of 64"])
+        seen = []
+        [(result, layers)] = sweep(params, [(peer, bits)], lambda t: seen.append(t) or METRICS)
+        tree, rows = peer.quantize_tree(params, bits)
+        assert changed(tree, seen[0]) == set()
+        assert result.peer
+        assert (result.key, result.agreement) == (f"HQQ, groups of 64 @ {bits}", 0.75)
+        assert result.bits_per_weight == stored_bits(rows)
+        assert result.file_nbytes == sum(row.nbytes for row in rows) + 80 * 8  # the bias, float64
+        assert [(layer.path, layer.nbytes) for layer in layers] == [
+            (row.path, row.nbytes) for row in rows
+        ]
+        rho = [np.sqrt(1 - row.noise) for row in rows]
+        assert result.mean_correlation == pytest.approx(np.mean(rho))
+        assert result.min_correlation == pytest.approx(min(rho))
+
+    def test_beside_methods(self, params):
+        chosen = cells(methods(["optimal"]), [4]) + [
+            c for c in peer_cells([4]) if "NF4" in c[0].name
+        ]
+        found = [result for result, _ in sweep(params, chosen)]
+        assert [result.peer for result in found] == [False, True, True, True, True]
+        assert len({result.key for result in found}) == 5
+
+    def test_needs_a_kernel(self):
+        with pytest.raises(InputError, match="no kernel"):
+            next(sweep({"bias": np.zeros(3)}, peer_cells()))
+
+
 class TestLayerDensity:
     @pytest.mark.parametrize("path", ["large/kernel", "heavy/kernel", "small/kernel"])
     @pytest.mark.parametrize("name", ["linear", "optimal"])
@@ -121,8 +286,8 @@ class TestLayerDensity:
         found = layer_density(params, path, method, 4)
         w = params[path.split("/")[0]]["kernel"]
         tensor = corrq.quantize(params, config=method.config(4))[0][path.split("/")[0]]["kernel"]
-        report = next(report for result, report in measured if result.method == name)
-        row = next(row for row in report if row.path == path)
+        layers = next(layers for result, layers in measured if result.method == name)
+        row = next(row for row in layers if row.path == path)
         assert found.correlation == pytest.approx(row.correlation, abs=1e-9)
         np.testing.assert_array_equal(np.float32(found.levels), tensor.levels)
         assert found.counts.sum() == w.size
@@ -141,12 +306,12 @@ class TestLayerDensity:
 
 
 def test_typical_paths(measured):
-    report = measured[1][1]
-    found = typical_paths(report)
+    layers = measured[1][1]
+    found = typical_paths(layers)
     assert found[0] == "large/kernel"
-    assert min(report, key=lambda row: row.correlation).path in found
+    assert min(layers, key=lambda row: row.correlation).path in found
     assert len(found) == len(set(found))
-    assert typical_paths(report, count=1) == ["large/kernel"]
+    assert typical_paths(layers, count=1) == ["large/kernel"]
     assert typical_paths(corrq.Report((), (), 0)) == []
 
 
@@ -156,7 +321,7 @@ def test_run_becomes_a_report(params, chosen, measured, tmp_path):
     assert run.weights == 90 * 80 + 30 * 40 + 3 * 3 * 4 * 5
     assert run.float_nbytes == corrq.save(tmp_path / "float.safetensors", params)
     assert run.layers.keys() == {result.key for result in run.results}
-    assert [layer.path for layer in run.layers["optimal @ 4"]] == [r.path for r in measured[1][1]]
+    assert run.layers["optimal @ 4"] == measured[1][1]
     assert {"jax", "corrq_jax", "device"} <= run.environment.keys()
     assert Run.from_json(run.to_json()) == run
     written = write_report(run, tmp_path / "report")

@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from corrq_jax.cli.show import megabytes, output, progress, table
 from corrq_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from corrq_jax.report import Report
+    from corrq_jax.storage import Archive
 
 Input = Annotated[
     pathlib.Path,
@@ -29,7 +34,10 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "  corrq quantize net.weights.h5 -o net.safetensors --bits 4\n\n"
         "  corrq quantize net.pth -o net.safetensors --bits 3 --bits 'fc*=8' --grid exponential\n\n"
-        "  corrq quantize efficientnet_lite0 -o lite0.safetensors --bits 5"
+        "  corrq quantize efficientnet_lite0 -o lite0.safetensors --bits 5\n\n"
+        "  corrq quantize net.npz -o net.safetensors --bits-per-weight 3 --coding entropy\n\n"
+        "  corrq quantize net.npz -o net.safetensors --max-bytes 4MB --bits 2,4,8\n\n"
+        "  corrq quantize net.npz -o net.safetensors --mean-correlation 0.995 --granularity auto"
     )(quantize)
     app.command(epilog="Example:\n\n  corrq inspect net.safetensors")(inspect)
     app.command(epilog="Example:\n\n  corrq dequantize net.safetensors -o net.npz")(dequantize)
@@ -40,8 +48,35 @@ def quantize(
     out: Annotated[pathlib.Path, typer.Option("-o", "--output", help="The file to write.")],
     bits: Annotated[
         list[str] | None,
-        typer.Option("--bits", "-b", help="1 to 8, or PATTERN=BITS for some paths (repeatable)."),
+        typer.Option(
+            *("--bits", "-b"),
+            help="1 to 8, or PATTERN=BITS for some paths (repeatable); 4 by default. With a target "
+            "the widths to choose from, such as 2,4,8; all by default.",
+        ),
     ] = None,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(help="Target: at most so many stored bits a weight, everything counted."),
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Target: at most this size of the file, such as 4MB.")
+    ] = None,
+    mean_correlation: Annotated[
+        float | None, typer.Option(help="Target: the smallest file of this mean rho.")
+    ] = None,
+    min_correlation: Annotated[
+        float | None, typer.Option(help="Target: the smallest file in which every rho is this.")
+    ] = None,
+    coding: Annotated[
+        str, typer.Option(help="packed, or entropy: about as many bits as the levels' entropy.")
+    ] = "packed",
+    granularity: Annotated[
+        str,
+        typer.Option(
+            help="Scales for what: tensor (none), channel, a number of weights, or auto (with a "
+            "target or entropy coding)."
+        ),
+    ] = "tensor",
     grid: Annotated[str, typer.Option(help=f"Levels: {_GRIDS}.")] = "optimal",
     fit: Annotated[
         str | None, typer.Option(help="correlation, or range for the plain baselines.")
@@ -62,12 +97,18 @@ def quantize(
     from corrq_jax.paths import flatten
 
     config = corrq.Config(
-        bits=_bits(bits or ["4"]),
+        bits=_bits(bits or []),
         grid=grid,
         fit=fit,
         levels=levels,
         zero=zero,
         select=tuple(select) if select else None,
+        coding=coding,
+        granularity=int(granularity) if granularity.isdecimal() else granularity,
+        bits_per_weight=bits_per_weight,
+        max_bytes=max_bytes,
+        mean_correlation=mean_correlation,
+        min_correlation=min_correlation,
     )
     if out.suffix.lower() != ".safetensors":
         raise InputError(f"{out}: quantized files are safetensors; name it with .safetensors")
@@ -81,30 +122,46 @@ def quantize(
         qparams, report = corrq.quantize(tree, config=config, progress=advance)
     size = corrq.save(out, qparams, report=report, overwrite=force)
     if as_json:
-        rows = [vars(row) for row in report]
-        skipped = [vars(row) for row in report.skipped]
-        print(json.dumps({"file": str(out), "nbytes": size, "rows": rows, "skipped": skipped}))
+        print(json.dumps({"file": str(out), "nbytes": size, **_as_record(report)}))
         return
     print(dataclasses.replace(report, file_nbytes=size))
     print(f"{out}: {size:,} bytes, the correlation of each tensor recorded in it")
 
 
-def _bits(given: list[str]) -> int | dict[str, int]:
+def _as_record(report: "Report") -> dict[str, Any]:
+    """A report for JSON."""
+    budget = report.budget
+    return {
+        "rows": [vars(row) for row in report],
+        "skipped": [vars(row) for row in report.skipped],
+        "budget": None if budget is None else dataclasses.asdict(budget),
+    }
+
+
+Widths = int | tuple[int, ...]
+
+
+def _bits(given: list[str]) -> Widths | dict[str, Widths] | None:
     """Bits and PATTERN=BITS as a mapping, the plain number last, for all other paths."""
-    patterns: dict[str, int] = {}
-    rest: int | None = None
+    patterns: dict[str, Widths] = {}
+    rest: Widths | None = None
     for text in given:
-        pattern, equals, number = text.rpartition("=")
-        if not number.strip().isdecimal() or (equals and not pattern):
-            raise InputError(f"--bits {text!r}: give a number from 1 to 8, or PATTERN=NUMBER")
+        pattern, equals, numbers = text.rpartition("=")
+        widths = [number.strip() for number in numbers.split(",")]
+        if not all(width.isdecimal() for width in widths) or (equals and not pattern):
+            raise InputError(
+                f"--bits {text!r}: give a number from 1 to 8, or PATTERN=NUMBER; several, such as "
+                "2,4,8, with a target"
+            )
+        found = tuple(map(int, widths)) if len(widths) > 1 else int(widths[0])
         if equals:
-            patterns[pattern] = int(number)
+            patterns[pattern] = found
         elif rest is not None:
             raise InputError("--bits: give one plain number; others need a PATTERN= in front")
         else:
-            rest = int(number)
+            rest = found
     if not patterns:
-        return int(rest or 0)
+        return rest
     return patterns if rest is None else {**patterns, "*": rest}
 
 
@@ -142,42 +199,54 @@ def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
 
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what is in a file: tensors, bits, correlation if recorded, sizes."""
-    import numpy as np
-
     from corrq_jax.storage import Archive
 
     with Archive(file) as archive:
         rows = []
         for name in archive.names():
-            record = archive.record(name) if archive.is_quantized(name) else {}
-            noise = record.get("noise")
-            rows.append(
-                {
-                    "path": name,
-                    "shape": record["shape"] if record else list(archive.shape(name)),
-                    "bits": record.get("bits"),
-                    "dtype": record["dtype"] if record else archive.dtype(name),
-                    "correlation": None if noise is None else float(np.sqrt(1 - noise)),
-                    "nbytes": archive.leaf_nbytes(name),
-                }
-            )
+            rows.append(_leaf_record(archive, name))
     total = file.stat().st_size
     if as_json:
         print(json.dumps({"file": str(file), "nbytes": total, "leaves": rows}))
         return
-    columns = ("path", "shape", "bits", "dtype", "rho", "bytes")
-    shown = [
-        (
-            row["path"],
-            "x".join(map(str, row["shape"])),
-            "float" if row["bits"] is None else str(row["bits"]),
-            row["dtype"],
-            "-" if row["correlation"] is None else f"{row['correlation']:.6f}",
-            f"{row['nbytes']:,}",
-        )
-        for row in rows
-    ]
-    output.print(table(f"{file}: {megabytes(total)} ({total:,} bytes)", columns, shown))
+    columns = ("path", "shape", "bits", "coding", "scales", "stored bits", "dtype", "rho", "bytes")
+    print(f"{file}: {megabytes(total)} ({total:,} bytes)")
+    output.print(table(None, columns, map(_leaf_cells, rows)))
+
+
+def _leaf_record(archive: "Archive", name: str) -> dict[str, Any]:
+    """What a file says of a leaf; stored bits are those of its data, without the header."""
+    from corrq_jax.tensor import Rows
+
+    record = archive.record(name) if archive.is_quantized(name) else {}
+    shape = record["shape"] if record else list(archive.shape(name))
+    nbytes, size, noise = archive.leaf_nbytes(name), math.prod(shape), record.get("noise")
+    return {
+        "path": name,
+        "shape": shape,
+        "bits": record.get("bits"),
+        "coding": archive.coding(name) if record else None,
+        "scales": math.prod(Rows(*record["rows"]).shape) if "rows" in record else None,
+        "bits_per_weight": 8 * nbytes / size if size else None,
+        "dtype": record["dtype"] if record else archive.dtype(name),
+        "correlation": None if noise is None else math.sqrt(1 - noise),
+        "nbytes": nbytes,
+    }
+
+
+def _leaf_cells(leaf: dict[str, Any]) -> tuple[str, ...]:
+    stored, rho = leaf["bits_per_weight"], leaf["correlation"]
+    return (
+        leaf["path"],
+        "x".join(map(str, leaf["shape"])),
+        "float" if leaf["bits"] is None else str(leaf["bits"]),
+        leaf["coding"] or "",
+        "" if leaf["scales"] is None else f"{leaf['scales']:,}",
+        "-" if stored is None else f"{stored:.3f}",
+        leaf["dtype"],
+        "-" if rho is None else f"{rho:.6f}",
+        f"{leaf['nbytes']:,}",
+    )
 
 
 def dequantize(

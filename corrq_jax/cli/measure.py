@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +17,12 @@ from corrq_jax.errors import InputError
 if TYPE_CHECKING:
     from corrq_jax.fidelity import Subject
     from corrq_jax.results import Run
+    from corrq_jax.sweep import Cell, Method
 
 _MODEL = "efficientnet_lite0"
 
-Bits = Annotated[str, typer.Option(help="Bit widths: 8-2, or 4,3.")]
+_BITS = "Bit widths: 8-2, or 4,3; also 2.5 for mixed bits."
+Bits = Annotated[str, typer.Option(help=_BITS)]
 Methods = Annotated[
     list[str] | None, typer.Option("--method", help="A method (repeatable); all by default.")
 ]
@@ -34,7 +38,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example:\n\n  corrq demo")(demo)
     app.command(
         epilog="Examples:\n\n  corrq sweep net.weights.h5 --bits 5-2\n\n"
-        "  corrq sweep efficientnet_lite0 --bits 4 --method optimal --method nf4"
+        "  corrq sweep efficientnet_lite0 --bits 4 --method optimal --method nf4\n\n"
+        "  corrq sweep efficientnet_lite0 --bits 2.5,3 --method 'mixed bits' --peers"
     )(sweep)
     app.command(
         epilog="Examples:\n\n  corrq evaluate lite0.safetensors\n\n"
@@ -42,14 +47,21 @@ def register(app: typer.Typer) -> None:
     )(evaluate)
 
 
-def demo(out: Report = pathlib.Path("report"), bits: Bits = "8-2") -> None:
+def demo(
+    out: Report = pathlib.Path("report"),
+    bits: Annotated[
+        str | None, typer.Option(help=f"{_BITS} By default a choice that takes minutes.")
+    ] = None,
+) -> None:
     """Quantize a real ImageNet network by every method and compare it on real photos.
 
     EfficientNet-Lite0 and 24 photos come inside installed packages; nothing is downloaded. Writes a
     page with figures, and the results as JSON and CSV.
     """
     started = time.perf_counter()
-    cells = _cells(bits, None)
+    from corrq_jax import sweep as sweeping
+
+    cells = sweeping.short_cells() if bits is None else _cells(bits, sweeping.METHODS)
     _check_folder(out)
     from corrq_jax.fidelity import subject
 
@@ -67,19 +79,30 @@ def sweep(
     source: Input,
     bits: Bits = "8-2",
     method: Methods = None,
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="Also the quantizers of other libraries, at 4, 3 and 2 bits."),
+    ] = False,
     out: Annotated[
         pathlib.Path | None, typer.Option("-o", "--output", help="Also write a report here.")
     ] = None,
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare methods and bit widths on a file of weights, or on a known network and pictures."""
-    from corrq_jax import models
+    """Compare methods and bit widths on a file of weights, or on a known network and pictures.
 
-    cells = _cells(bits, method)
+    Matching moments needs a known network: for a file mixed bits are compared without it.
+    """
+    from corrq_jax import models
+    from corrq_jax import sweep as sweeping
+
+    chosen = sweeping.methods(method) if method else sweeping.METHODS
+    is_network = not source.exists() and str(source) in models.names()
+    cells = _cells(bits, chosen if is_network else _for_files(chosen))
+    cells += sweeping.peer_cells() if peers else []
     if out is not None:
         _check_folder(out)
-    if not source.exists() and str(source) in models.names():
+    if is_network:
         from corrq_jax.fidelity import subject
 
         run = _measure(str(source), None, subject(str(source), data), cells)
@@ -146,11 +169,21 @@ def _params_of(file: pathlib.Path, chosen: "Subject") -> Any:
         raise InputError(f"{file} does not hold {chosen.name}: {error}") from error
 
 
-def _cells(bits: str, method: list[str] | None) -> list[Any]:
+def _for_files(chosen: "Iterable[Method]") -> "tuple[Method, ...]":
+    """The methods that need no network."""
+    from corrq_jax import sweep as sweeping
+
+    found = sweeping.without_wiring(chosen)
+    if not found:
+        names = ", ".join(method.name for method in chosen)
+        raise InputError(f"{names}: needs a known network: {_names()}")
+    return found
+
+
+def _cells(bits: str, methods: "Iterable[Method]") -> "list[Cell]":
     """Methods and widths as they were asked for, checked before anything is loaded."""
     from corrq_jax import sweep as sweeping
 
-    methods = sweeping.methods(method) if method else sweeping.METHODS
     cells = sweeping.cells(methods, _widths(bits))
     if not cells:
         raise InputError(f"--bits {bits}: none of the chosen methods has these bit widths")
@@ -165,19 +198,20 @@ def _check_folder(out: pathlib.Path) -> None:
         raise InputError(f"the folder {out.parent} does not exist; make it first")
 
 
-def _measure(network: str, params: Any, chosen: "Subject | None", cells: list[Any]) -> "Run":
+def _measure(network: str, params: Any, chosen: "Subject | None", cells: "list[Cell]") -> "Run":
     from corrq_jax import sweep as sweeping
 
-    reference = None
+    reference = measure = wiring = None
     if chosen is not None:
-        params = chosen.params
-        reference = chosen.measure(params)[0]
+        params, measure, wiring = chosen.params, chosen.measure, chosen.wiring
+        reference = measure(params)[0]
     measured = []
     with progress(network, len(cells)) as advance:
-        steps = sweeping.sweep(params, cells, chosen.measure if chosen else None)
-        for result, report in steps:
-            measured.append((result, report))
-            advance(f"{result.method}, {result.bits} bits: rho {result.mean_correlation:.5f}")
+        for result, layers in sweeping.sweep(params, cells, measure, wiring):
+            measured.append((result, layers))
+            advance(f"{result.method}, {result.bits:g} bits: rho {result.mean_correlation:.5f}")
+    if not measured:
+        raise InputError("nothing was measured: no target of mixed bits can be met")
     paths = sweeping.typical_paths(measured[0][1])
     shown = [sweeping.layer_density(params, path, m, b) for path in paths for m, b in _drawn(cells)]
     return sweeping.make_run(
@@ -191,31 +225,37 @@ def _measure(network: str, params: Any, chosen: "Subject | None", cells: list[An
     )
 
 
-def _drawn(cells: list) -> list:
+def _drawn(cells: "list[Cell]") -> "list[tuple[Method, int]]":
     """The methods fitted by correlation at their width closest to 3 bits, where levels are seen."""
-    best = {}
+    from corrq_jax.sweep import Method
+
+    best: dict[str, tuple[Method, int]] = {}
     for method, bits in cells:
-        if method.fit == "correlation":
-            best[method.name] = min(best.get(method.name, (method, bits)), (method, bits), key=_far)
+        if isinstance(method, Method) and method.is_plain and method.fit == "correlation":
+            cell = method, int(bits)
+            best[method.name] = min(best.get(method.name, cell), cell, key=_far)
     return list(best.values())
 
 
-def _far(cell: Any) -> int:
+def _far(cell: "tuple[Method, int]") -> int:
     return abs(cell[1] - 3)
 
 
-def _widths(text: str) -> list[int]:
-    """Bit widths from "8-2", "4" or "5,3"."""
-    widths: set[int] = set()
+def _widths(text: str) -> list[float]:
+    """Bit widths from "8-2", "4" or "5,2.5"; between two ends those that any method has."""
+    from corrq_jax.sweep import METHODS
+
+    every = {bits for method in METHODS for bits in method.bits}
+    widths: set[float] = set()
     for part in text.split(","):
         ends = part.strip().split("-")
-        if not all(end.isdecimal() for end in ends) or len(ends) > 2:
+        if not all(re.fullmatch(r"\d+(\.\d+)?", end) for end in ends) or len(ends) > 2:
             raise InputError(f"--bits {text!r}: give widths from 1 to 8, such as 8-2 or 4,3")
-        lo, hi = sorted((int(ends[0]), int(ends[-1])))
+        lo, hi = sorted((float(ends[0]), float(ends[-1])))
         if lo < 1 or hi > 8:
-            raise InputError(f"--bits {text!r}: {lo if lo < 1 else hi} is not from 1 to 8")
-        widths.update(range(lo, hi + 1))
-    return sorted(widths)
+            raise InputError(f"--bits {text!r}: {lo if lo < 1 else hi:g} is not from 1 to 8")
+        widths |= {lo, hi} | {bits for bits in every if lo <= bits <= hi}
+    return sorted(int(bits) if bits == int(bits) else bits for bits in widths)
 
 
 def _write(run: "Run", out: pathlib.Path) -> None:

@@ -43,16 +43,19 @@ def progress(what: str, total: int) -> Iterator:
         yield advance
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table whose first column is text and whose others are figures.
+def table(title: str | None, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is text and whose others are figures; none of them is all empty.
 
     What a narrow terminal has no room for goes on in the next line: nothing is cut. Brackets in
     names are no markup.
     """
-    made = Table(title=Text(title), title_justify="left", header_style="bold")
-    for i, name in enumerate(columns):
+    above = None if title is None else Text(title)
+    made = Table(title=above, title_justify="left", header_style="bold")
+    named = zip(columns, zip(*rows, strict=True), strict=False)
+    filled = [(name, cells) for name, cells in named if any(cells)]
+    for i, (name, _) in enumerate(filled):
         made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
+    for row in zip(*(cells for _, cells in filled), strict=True):
         made.add_row(*map(Text, row))
     return made
 
@@ -73,13 +76,15 @@ def results_table(run: Run) -> Table:
     if measured:
         first += [_percent(run.float_top1), _percent(run.float_top5), "100.0 %", "0"]
     title = f"{run.network}: {run.weights:,} quantized weights"
+    if any(r.peer for r in run.results):
+        title += "\n(peer): another library's quantizer, its size without a header"
     return table(title, columns, [first, *rows])
 
 
 def _sizes(r: Result) -> list[str]:
     return [
-        r.method,
-        str(r.bits),
+        f"{r.method} (peer)" if r.peer else r.method,
+        f"{r.bits:g}",
         f"{r.bits_per_weight:.3f}",
         megabytes(r.file_nbytes),
         f"{r.mean_correlation:.5f}",

@@ -1,102 +1,19 @@
-"""The commands, run for real: files of every format, exit codes, one-line errors, reports."""
+"""The commands on files, run for real: formats, targets of bits, exit codes, one-line errors."""
 
-import csv
-import functools
 import json
 import os
 import pickle
-import subprocess
-import sys
-import warnings
 
-import h5py
 import numpy as np
 import pytest
+from command_line import COMMAND, arrays, in_process, in_terminal, write
 from safetensors.numpy import save_file
 
 import corrq_jax as corrq
-from corrq_jax import cli, fidelity
+from corrq_jax.cli.files import read_tree
 from corrq_jax.models.efficientnet_lite_weights import installed_weights
+from corrq_jax.paths import flatten
 from corrq_jax.readers import read_weights
-from corrq_jax.results import Run
-
-COMMAND = (sys.executable, "-c", "from corrq_jax.cli import main; main()")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process as the shell would: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        monkeypatch.setattr(sys, "argv", ["corrq", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return (stopped.value.code or 0, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def done(run):
-    """Runs a command that has to succeed: its stdout."""
-
-    def call(*words):
-        code, out, err = run(*words)
-        assert (code, err) == (0, "")
-        return out
-
-    return call
-
-
-@pytest.fixture
-def failed(run):
-    """Runs a command that has to fail with one line on stderr: that line."""
-
-    def call(*words):
-        code, out, err = run(*words)
-        assert (code, out) == (1, "")
-        assert err.startswith("corrq: error: ")
-        assert err.count("\n") == 1
-        return err
-
-    return call
-
-
-def arrays(seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        "stem/kernel": rng.normal(size=(3, 3, 8, 16)).astype(np.float32),
-        "stem/bias": rng.normal(size=16).astype(np.float32),
-        "blocks/10/kernel": rng.laplace(size=(32, 40)).astype(np.float32),
-        "blocks/2/kernel": rng.normal(size=(32, 24)).astype(np.float16),
-    }
-
-
-def write_keras(path, named):
-    """As Keras 3 does: datasets in nested groups below layers/."""
-    with h5py.File(path, "w") as file:
-        for name, array in named.items():
-            file[f"layers/{name}"] = array
-
-
-def write(path):
-    named = arrays()
-    if path.suffix == ".npz":
-        np.savez(path, **named)
-    elif path.suffix == ".safetensors":
-        save_file(named, path)
-    elif path.suffix == ".h5":
-        write_keras(path, named)
-    else:
-        raise NotImplementedError(path)
-    return path
-
-
-@pytest.fixture
-def npz(tmp_path):
-    return write(tmp_path / "net.npz")
 
 
 def in_memory(named, **options):
@@ -182,11 +99,71 @@ class TestJson:
             assert (leaf["bits"], leaf["shape"]) == (row["bits"], row["shape"])
             assert leaf["correlation"] == pytest.approx(row["correlation"], abs=1e-7)
 
-    def test_of_sweep(self, done, npz):
-        words = ("--bits", "4", "--method", "optimal", "--json")
-        run = Run.from_json(done("sweep", npz, *words))
-        assert [r.key for r in run.results] == ["optimal @ 4"]
-        assert run.weights == 3 * 3 * 8 * 16 + 32 * 40 + 32 * 24
+
+class TestTargets:
+    @pytest.mark.parametrize(
+        ("words", "options"),
+        [
+            (("--bits-per-weight", "4"), {"bits_per_weight": 4.0}),
+            (("--bits-per-weight", "5", "-b", "2,6"), {"bits_per_weight": 5.0, "bits": (2, 6)}),
+            (("--max-bytes", "4kB"), {"max_bytes": "4kB"}),
+            (("--mean-correlation", "0.99"), {"mean_correlation": 0.99}),
+            (
+                ("--min-correlation", "0.98", "-b", "stem=8", "-b", "2,3,4"),
+                {"min_correlation": 0.98, "bits": {"stem": 8, "*": (2, 3, 4)}},
+            ),
+            (
+                ("--bits-per-weight", "6", "--granularity", "auto"),
+                {"bits_per_weight": 6.0, "granularity": "auto"},
+            ),
+            (("--coding", "entropy", "-b", "4"), {"coding": "entropy", "bits": 4}),
+            (("--granularity", "channel"), {"granularity": "channel"}),
+            (("--granularity", "16"), {"granularity": 16}),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    )
+    def test_equal_the_functions(self, done, npz, tmp_path, words, options):
+        q, back = tmp_path / "q.safetensors", tmp_path / "back.npz"
+        out = done("quantize", npz, "-o", q, *words)
+        qparams, report = corrq.quantize(read_tree(npz), **options)
+        assert str(report).splitlines()[0] in out
+        assert ("target" in out) == (report.budget is not None)
+        if report.budget is not None:
+            assert str(report.budget) in out
+        done("dequantize", q, "-o", back)
+        assert_holds(back, dict(flatten(corrq.dequantize(qparams))[0]))
+
+    def test_sizes(self, done, npz, tmp_path):
+        q = tmp_path / "q.safetensors"
+        done("quantize", npz, "-o", q, "--max-bytes", "4kB")
+        assert 3000 < q.stat().st_size <= 4000
+        made = json.loads(
+            done("quantize", npz, "-o", q, "--bits-per-weight", "5", "--json", "--force")
+        )
+        assert (made["budget"]["target"], made["budget"]["limit"]) == ("bits_per_weight", 5)
+        nbytes = sum(row["nbytes"] for row in made["rows"])
+        assert 8 * nbytes <= 5 * sum(row["size"] for row in made["rows"])
+
+    def test_inspect_shows_coding_scales_and_stored_bits(self, done, tmp_path):
+        rng = np.random.default_rng(0)
+        named = {"wide": rng.normal(size=(64, 300)), "flat": rng.laplace(size=(70, 500)) ** 3}
+        source, q = tmp_path / "net.npz", tmp_path / "q.safetensors"
+        np.savez(source, **{name: w.astype(np.float32) for name, w in named.items()}, bias=[1.0])
+        options = ("--bits-per-weight", "2.5", "--coding", "entropy", "--granularity", "channel")
+        made = json.loads(done("quantize", source, "-o", q, *options, "--json"))
+        leaves = json.loads(done("inspect", q, "--json"))["leaves"]
+        by_path = {leaf["path"]: leaf for leaf in leaves}
+        assert by_path["bias"]["coding"] is None
+        assert by_path["bias"]["scales"] is None
+        for row in made["rows"]:
+            leaf = by_path[row["path"]]
+            assert (leaf["coding"], leaf["scales"]) == (row["coding"], row["rows"])
+            assert leaf["bits_per_weight"] == 8 * leaf["nbytes"] / row["size"]
+            assert leaf["bits_per_weight"] < row["nbytes"] * 8 / row["size"]  # no header
+        assert "entropy" in {row["coding"] for row in made["rows"]}
+        shown = done("inspect", q)
+        for text in ("entropy", "300", "500", "stored bits", "scales"):
+            assert text in shown
 
 
 class TestErrors:
@@ -232,6 +209,15 @@ class TestErrors:
             (("--select", "nothing"), "stem/kernel"),
             (("--grid", "nf4", "--bits", "3"), "4 bits"),
             (("--zero",), "'exponential'"),
+            (("--bits", "2,4"), "bits=(2, 4)"),
+            (("--bits", "2,", "--bits-per-weight", "4"), "2,4,8"),
+            (("--bits-per-weight", "4", "--max-bytes", "9kB"), "max_bytes"),
+            (("--bits-per-weight", "0.5"), "smallest possible"),
+            (("--max-bytes", "lots"), "'4MB'"),
+            (("--mean-correlation", "1.5"), "below 1"),
+            (("--coding", "zip"), "'entropy'"),
+            (("--granularity", "row"), "'channel'"),
+            (("--granularity", "auto"), "bits_per_weight"),
         ],
     )
     def test_options(self, failed, npz, tmp_path, words, allowed):
@@ -290,21 +276,6 @@ class TestErrors:
         assert "net.pth" in failed("quantize", source, "-o", tmp_path / "q.safetensors")
         assert not (tmp_path / "ran").exists()
 
-    def test_of_sweep_and_evaluate(self, failed, npz, tmp_path):
-        assert "optimal" in failed("sweep", npz, "--method", "best")
-        assert "1 to 8" in failed("sweep", npz, "--bits", "9-4")
-        assert "1 to 8" in failed("sweep", npz, "--bits", "few")
-        assert "bit widths" in failed("sweep", npz, "--bits", "3", "--method", "nf4")
-        assert "known network" in failed("sweep", npz, "--data", tmp_path)
-        quick = ("--bits", "4", "--method", "nf4")
-        assert "is a file" in failed("sweep", npz, *quick, "-o", npz)
-        assert "make it first" in failed(
-            "sweep", npz, *quick, "-o", tmp_path / "nowhere" / "report"
-        )
-        assert "make it first" in failed("demo", "-o", tmp_path / "nowhere" / "report")
-        assert "1 to 8" in failed("demo", "--bits", "16", "-o", tmp_path / "report")
-        assert "efficientnet_lite0" in failed("evaluate", "--model", "no_such_network")
-
     def test_usage(self, run, npz):
         code, out, err = run("quantize", npz)
         assert (code, out) == (2, "")
@@ -340,123 +311,24 @@ class TestHelp:
 class TestSubprocess:
     """What only a process shows: streams that are pipes, the debug switch, exit codes."""
 
-    def call(self, *words, **environment):
-        return subprocess.run(
-            [*COMMAND, *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-            stdin=subprocess.DEVNULL,
-        )
-
     def test_is_plain_and_quiet_in_a_pipe(self, npz, tmp_path):
-        done = self.call("quantize", npz, "-o", tmp_path / "q.safetensors", TERM="xterm-256color")
+        done = in_process("quantize", npz, "-o", tmp_path / "q.safetensors", TERM="xterm-256color")
         assert (done.returncode, done.stderr) == (0, "")
         assert "\x1b" not in done.stdout
         assert "stem/kernel" in done.stdout
 
     def test_debug_shows_the_traceback(self, tmp_path):
         missing = tmp_path / "none.npz"
-        plain = self.call("inspect", missing)
+        plain = in_process("inspect", missing)
         assert plain.returncode == 1
         assert plain.stderr.count("\n") == 1
-        debug = self.call("--debug", "inspect", missing)
+        debug = in_process("--debug", "inspect", missing)
         assert debug.returncode == 1
         assert "Traceback" in debug.stderr
 
     def test_table_is_whole_in_a_narrow_terminal(self, done, npz, tmp_path):
         q = tmp_path / "q.safetensors"
         done("quantize", npz, "-o", q)
-        shown = in_terminal([*COMMAND, "inspect", str(q)], columns=40)
+        shown = in_terminal([*COMMAND, "inspect", str(q)], columns=72)
         assert "…" not in shown
         assert "rho" in shown
-
-
-def in_terminal(command, columns):
-    """What a command prints on a terminal of this width."""
-    pty = pytest.importorskip("pty")
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(command, stdout=follower, stderr=follower, env=environment, check=True)
-    os.close(follower)
-    parts = []
-    while True:
-        try:
-            part = os.read(leader, 4096)
-        except OSError:  # Linux says so that nothing writes to it any more
-            break
-        if not part:
-            break
-        parts.append(part)
-    os.close(leader)
-    return b"".join(parts).decode()
-
-
-REPORT = {"index.html", "results.json", "results.csv"}
-
-
-def check_report(folder, methods):
-    files = {path.name for path in folder.iterdir()}
-    assert files > REPORT
-    pictures = files - REPORT
-    assert pictures
-    for name in pictures:
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    run = Run.from_json((folder / "results.json").read_text())
-    assert [r.method for r in run.results] == methods
-    with (folder / "results.csv").open(newline="") as file:
-        assert [row["method"] for row in csv.DictReader(file)] == methods
-    assert run.network in (folder / "index.html").read_text()
-    return run
-
-
-def test_sweep_writes_a_report(run, npz, tmp_path):
-    words = ("--bits", "4", "--method", "optimal", "--method", "nf4", "-o", tmp_path / "report")
-    code, out, err = run("sweep", npz, *words)
-    assert code == 0
-    assert err.startswith("wrote ")
-    assert "optimal" in out
-    written = check_report(tmp_path / "report", ["optimal", "nf4"])
-    assert written.views == 0
-    assert all(r.top1 is None for r in written.results)
-
-
-def test_evaluate_by_either_names(done, failed, tmp_path, monkeypatch):
-    # The photos are read once, not in each call.
-    monkeypatch.setattr(fidelity, "subject", functools.cache(fidelity.subject))
-    own, torch_names = tmp_path / "own.safetensors", tmp_path / "torch.safetensors"
-    for source, file in (
-        ("efficientnet_lite0", own),
-        (installed_weights("efficientnet_lite0"), torch_names),
-    ):
-        done("quantize", source, "-o", file, "--bits", "6")
-    figures = [json.loads(done("evaluate", file, "--json")) for file in (own, torch_names)]
-    assert figures[0] == figures[1]
-    assert figures[0]["photos"]["count"] == 24
-    assert figures[0]["views"]["count"] == 240
-    assert 0.5 < figures[0]["views"]["agreement"] < 1
-    assert "top-1" in done("evaluate", own)
-    other = tmp_path / "other.safetensors"
-    corrq.save(other, {"_fc.bias": np.zeros(1000, np.float32)})
-    assert "does not hold efficientnet_lite0" in failed("evaluate", other)
-
-
-def test_demo(tmp_path):
-    done = TestSubprocess().call("demo", "--bits", "8", "-o", tmp_path / "report")
-    assert done.returncode == 0, done.stderr
-    methods = [
-        *("linear", "exponential", "linear + correlation", "exponential + correlation"),
-        "optimal",
-    ]
-    written = check_report(tmp_path / "report", methods)
-    assert "\x1b" not in done.stdout + done.stderr
-    assert "…" not in done.stdout
-    for method in ("float", *methods):
-        assert f"│ {method} " in done.stdout
-    assert "fidelity" in done.stdout
-    assert (written.photos, written.views) == (24, 240)
-    assert written.float_top1 == pytest.approx(22 / 24)
-    assert all(r.agreement > 0.6 for r in written.results)
-    assert written.results[-1].agreement > 0.97
-    assert (tmp_path / "report" / "index.html").stat().st_size > 50_000
