@@ -95,13 +95,17 @@ def _uniform(
     """Most bits for all tensors alike, packed, within a cost, and the loss with them."""
     for bits in range(8, 0, -1):
         found = [
-            option
-            for menu in menus.values()
-            for option in [o for o in menu if o.coding == "packed" and o.bits == bits][:1]
+            option for menu in menus.values() for option in [o for o in menu if _is_of(o, bits)][:1]
         ]
         if len(found) == len(menus) and sum(o.nbytes for o in found) <= cost:
             return bits, float(sum(w * o.noise for w, o in zip(weights, found, strict=True)))
     return None, None
+
+
+def _is_of(option: Option, bits: int) -> bool:
+    """Whether this is what so many bits make of the tensor; few distinct weights need no more."""
+    exact = option.quantizer is None and option.bits <= bits
+    return option.coding == "packed" and (exact or option.bits == bits)
 
 
 def _curve(menu: Sequence[Option]) -> tuple[tuple[float, float], ...]:

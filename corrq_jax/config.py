@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from operator import index
 from typing import Any
 
 from corrq_jax.core.fit import Method
@@ -130,9 +132,9 @@ class Config:
             if name == "max_bytes":
                 value = _bytes(value)
                 object.__setattr__(self, name, value)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
                 raise InputError(f"{name}={value!r}: give a number above 0")
-            if name.endswith("correlation") and value >= 1:
+            if name.endswith("correlation") and float(value) >= 1:
                 raise InputError(f"{name}={value!r}: a correlation below 1 is possible only")
 
     def _check_granularity(self) -> None:
@@ -145,11 +147,13 @@ class Config:
                 raise InputError(
                     f"granularity='auto' chooses within a target: give one of {', '.join(_TARGETS)}"
                 )
-        elif isinstance(value, bool) or not isinstance(value, int) or value < 2:
-            raise InputError(f"granularity={value!r}: a group has at least 2 weights")
+        elif isinstance(value, bool) or not isinstance(value, Integral) or value < 2:
+            raise InputError(
+                f"granularity={value!r}: give a name, or a group size, which is 2 or more"
+            )
         axes = self.axes.items() if isinstance(self.axes, Mapping) else self.axes
         try:
-            pairs = tuple((str(p), tuple(int(i) for i in a)) for p, a in axes)
+            pairs = tuple((str(p), tuple(index(i) for i in a)) for p, a in axes)
         except (TypeError, ValueError):
             raise InputError(f"axes={self.axes!r}: give a mapping from pattern to axes") from None
         object.__setattr__(self, "axes", pairs)

@@ -45,8 +45,6 @@ def hull(costs: np.ndarray, losses: np.ndarray) -> list[int]:
             costs, losses, found[-1], i
         ):
             found.pop()
-        if len(found) == 1 and costs[found[0]] == costs[i]:
-            found.pop()
         found.append(int(i))
     return found
 
@@ -143,13 +141,14 @@ def within_loss(
     """
     picks, steps = _steps(costs, losses)
     loss, bound = total(losses, picks), None
-    for slope, t, i, j in steps:
+    for slope, t, _, j in steps:
         if loss <= limit:
             break
-        less = losses[t][i] - losses[t][j]
-        if loss - less <= limit and slope > 0:
-            bound = total(costs, picks) + (loss - limit) / slope
-        picks[t], loss = j, loss - less
+        cost, picks[t] = total(costs, picks), j
+        less = total(losses, picks)  # not by steps, whose rounding would add up
+        if less <= limit and slope > 0:
+            bound = cost + (loss - limit) / slope
+        loss = less
     if loss > limit * (1 + 1e-12):
         return None
     picks = _trim(costs, losses, picks, limit)

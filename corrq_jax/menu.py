@@ -15,7 +15,7 @@ from corrq_jax import entropy, layout
 from corrq_jax import leaf as leaves
 from corrq_jax.config import Config
 from corrq_jax.core import coding, ladder
-from corrq_jax.core.density import Density, Normalization
+from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 from corrq_jax.leaf import Leaf
 from corrq_jax.rescale import refine
@@ -40,8 +40,8 @@ class Option:
     Attributes:
         leaf: the tensor, with or without scales.
         norm: its normalization.
-        quantizer: boundaries and values in normalized units; None to store its few distinct
-            weights as they are.
+        quantizer: boundaries and values in normalized units, boundaries that are not needed above
+            all weights; None to store its few distinct weights as they are.
         bits: bits of a packed code.
         coding: "packed" or "entropy".
         nbytes: bytes in a file, its share of the header included; an upper bound.
@@ -82,7 +82,7 @@ def options(
     if config.coding == "entropy":
         for i, quantizers in enumerate(_rungs(ladder.ladders_by_step(density), len(batch))):
             for quantizer, mass in quantizers:
-                bits = max(1, (len(mass) - 1).bit_length())
+                bits = _bits(len(mass))
                 found[i].append(_option(batch[i], quantizer, bits, "entropy", mass))
     occupied = np.asarray((density.counts > 0).sum(axis=1))
     for i, item in enumerate(batch):
@@ -118,9 +118,17 @@ def _rungs(found: ladder.Ladder, count: int):
         rungs = []
         for boundaries, values, mass, noise in zip(*(a[i] for a in found), strict=True):
             used = np.flatnonzero(mass)
-            quantizer = Quantizer(boundaries[used[:-1]], values[used], noise)
+            # Above all weights: boundaries of 8 lengths compile, not one for each count of levels.
+            padded = np.full(2 ** _bits(len(used)) - 1, BIN_POINTS[-1])
+            padded[: len(used) - 1] = boundaries[used[:-1]]
+            quantizer = Quantizer(padded, values[used], noise)  # type: ignore[arg-type]
             rungs.append((quantizer, mass[used].astype(np.int64)))
         yield rungs
+
+
+def _bits(levels: int) -> int:
+    """Bits of a packed code of one of so many levels."""
+    return max(1, (levels - 1).bit_length())
 
 
 def _option(
@@ -151,7 +159,7 @@ def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
     values = leaves.distinct(item.leaf, levels)
     if values is None:
         return None
-    bits = max(1, int(values.size - 1).bit_length())
+    bits = _bits(values.size)
     codes = coding.packed_size(item.leaf.flat.size, bits)
     nbytes = codes + values.size * _level_nbytes(item.leaf) + _overhead(item.leaf, "packed")
     return Option(item.leaf, item.norm, None, bits, "packed", nbytes, 0.0)

@@ -5,7 +5,6 @@
 codes take about as many bits as the entropy of the levels.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,13 +13,15 @@ import numpy as np
 
 from corrq_jax.core import correlation as corr
 from corrq_jax.core.density import BINS, Density, bins_below, is_binned, snap
-from corrq_jax.core.optimal import lloyd, program_table, reduce, reduction_edges, trace_back
+from corrq_jax.core.optimal import lloyd, program_table, reduce, trace_back
 
 LEVELS = 256
 POINTS = 512
 """Points of the reduced density: two a level at 8 bits, where Lloyd's iteration does the rest."""
 STEPS = tuple(2.0 ** (k / 4) for k in range(-22, 8))
-"""Initial steps of `by_step`, in standard deviations: 0.02 to 3.4, about 7.5 to 0.5 bits a weight."""
+"""Initial steps of `by_step`, in standard deviations: 0.02 to 3.4, for about 7.5 to 0.5 bits."""
+UNIFORM = 32
+"""So many levels on each side of the median are equally spaced at first, at least."""
 RATE_ITERATIONS = 40
 TRADE = np.log(2) / 6
 """Squared steps that a bit is worth: at high rate ``D = step**2 / 12`` falls by 2 ln(2) D a bit."""
@@ -50,7 +51,18 @@ def _finish(density: Density, m: corr.Moments, boundaries: jax.Array) -> Ladder:
     boundaries = jnp.where(used & is_binned(density), snap(boundaries), boundaries)
     edges = jnp.where(used, corr.bin_edges(m, boundaries), BINS)
     c = corr.cells(m.sums, edges)
-    return Ladder(boundaries, c.means(m, m.mean), c.mass, corr.noise_of_means(m, c))
+    values = _exact(density, edges, c.means(m, m.mean))
+    return Ladder(boundaries, values, c.mass, corr.noise_of_means(m, c))
+
+
+def _exact(density: Density, edges: jax.Array, means: jax.Array) -> jax.Array:
+    """Means without rounding where a cell is a single point, so that a level of zeros is zero."""
+    present = density.counts > 0
+    count = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(present, dtype=jnp.int32)])
+    last = jax.lax.cummax(jnp.where(present, density.points, -jnp.inf))
+    ends = jnp.concatenate([edges, jnp.full(1, BINS, edges.dtype)])
+    points = jnp.diff(count[ends], prepend=0)
+    return jnp.where(points == 1, last[jnp.maximum(ends - 1, 0)], means)
 
 
 def by_width(density: Density) -> Ladder:
@@ -66,7 +78,7 @@ def by_width(density: Density) -> Ladder:
     padded = [jnp.pad(s, (0, LEVELS - 1 - s.size), constant_values=BINS) for s in starts]
 
     def one(start: jax.Array) -> Ladder:
-        values = lloyd(m, start)
+        values = jnp.sort(lloyd(m, start))
         middle = (values[1:] + values[:-1]) / 2
         return _finish(density, m, jnp.where(start < BINS, middle, jnp.inf))
 
@@ -76,9 +88,10 @@ def by_width(density: Density) -> Ladder:
 def by_step(density: Density) -> Ladder:
     """Entropy-constrained quantizers, one for each of `STEPS`.
 
-    From a uniform grid the iteration of Chou, Lookabaugh and Gray (IEEE Trans. ASSP 37(1), 1989):
-    values are the means of their cells; a weight goes to the level k with the smallest
-    ``(x - v_k)**2 + lambda r_k``, where ``r_k = -log2 p_k`` are the bits of the level. lambda is
+    From a uniform grid, its tails stretched to the last weight where they would end before it, the
+    iteration of Chou, Lookabaugh and Gray (IEEE Trans. ASSP 37(1), 1989): values are the means of
+    their cells; a weight goes to the level k with the smallest ``(x - v_k)**2 + lambda r_k``, where
+    ``r_k = -log2 p_k`` are the bits of the level. lambda is
     `TRADE` squared steps. Levels that end up without weights are gone.
 
     Args:
@@ -89,12 +102,14 @@ def by_step(density: Density) -> Ladder:
     deviation = jnp.sqrt(m.square / m.total)
     half = jnp.searchsorted(m.sums[1:, 0], m.total / 2)
     median = m.points[half].astype(jnp.float64)
+    farthest = jnp.where(density.counts > 0, jnp.abs(m.points - median), 0).max()
 
     def one(step: jax.Array) -> Ladder:
         step = step * deviation
         trade = TRADE * step**2
         # A level on the median keeps a peak there, such as many weights of zero, in one cell.
-        first = median + step * (jnp.arange(LEVELS - 1) - LEVELS // 2 + 0.5)
+        index = jnp.arange(LEVELS - 1) - LEVELS // 2 + 0.5
+        first = median + jnp.sign(index) * _stretched(jnp.abs(index), step, farthest)
 
         def iterate(_: int, boundaries: jax.Array) -> jax.Array:
             edges = jnp.where(jnp.isfinite(boundaries), bins_below(boundaries), BINS)
@@ -106,6 +121,17 @@ def by_step(density: Density) -> Ladder:
     return jax.vmap(one)(jnp.asarray(STEPS))
 
 
+def _stretched(index: jax.Array, step: jax.Array, farthest: jax.Array) -> jax.Array:
+    """Distances of boundaries from the median: equal steps, then growing ones if they are needed.
+
+    With steps that are fine next to an outlier, equal ones would leave it, and all the tail, in
+    the outer cells, from which the iteration does not get away.
+    """
+    even = step * UNIFORM
+    growth = (farthest / even) ** ((index - UNIFORM) / (LEVELS // 2 - UNIFORM))
+    return jnp.where(index > UNIFORM, jnp.maximum(even * growth, step * index), step * index)
+
+
 def _constrained(m: corr.Moments, c: corr.Cells, trade: jax.Array) -> jax.Array:
     """Boundaries where two neighbouring levels cost the same; levels without weights move last."""
     order = jnp.argsort(c.mass <= 0, stable=True)
@@ -113,7 +139,9 @@ def _constrained(m: corr.Moments, c: corr.Cells, trade: jax.Array) -> jax.Array:
     values = c.means(m, m.mean)[order]
     rate = -jnp.log2(jnp.maximum(mass, 1e-300) / m.total)
     gap = jnp.diff(values)
-    middle = (values[1:] + values[:-1]) / 2 + trade * jnp.diff(rate) / (2 * jnp.where(gap > 0, gap, 1))
+    middle = (values[1:] + values[:-1]) / 2 + trade * jnp.diff(rate) / (
+        2 * jnp.where(gap > 0, gap, 1)
+    )
     return jnp.where(mass[1:] > 0, jax.lax.cummax(middle), jnp.inf)
 
 
