@@ -1,5 +1,6 @@
 """Parameter trees: quantize and dequantize any pytree of arrays."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -145,15 +146,15 @@ def quantize(
     _check_importance(importance, [path for path, _ in entries])
     budget: Budget | None = None
     if config.target is None:
-        picked = _pick_alone(chosen, config)
+        results = ((path, menu.encode(option)) for path, option in _pick_alone(chosen, config))
     else:
         menus = dict(_menus(chosen, config))
         rest = layout.rest_nbytes(params, set(menus)) if config.max_bytes is not None else 0
-        picks, budget = allocate(menus, config, importance or {}, rest)
-        picked = iter(picks.items())
+        found, budget = _within_target(menus, config, importance or {}, rest)
+        results = iter(found.items())
     fitted = {}
-    for path, option in picked:
-        fitted[path] = _Fitted(*menu.encode(option))
+    for path, result in results:
+        fitted[path] = _Fitted(*result)
         if progress is not None:
             progress(path)
     for path in chosen.keys() - fitted.keys():
@@ -276,6 +277,32 @@ def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[m
                 yield from finish(widths)
     for widths in list(pending):
         yield from finish(widths)
+
+
+def _within_target(
+    menus: dict[str, list[menu.Option]], config: Config, importance: Mapping[str, float], rest: int
+) -> tuple[dict[str, tuple[QuantizedTensor, float]], Budget]:
+    """Tensors and their noise as a target asks for.
+
+    With scales the noise is a prediction. Where it was too low for a target of correlation, what
+    encoding found takes its place, and the choice is made again.
+    """
+    promised = str(config.target).endswith("correlation")
+    encoded: dict[str, tuple[menu.Option, tuple[QuantizedTensor, float]]] = {}
+    while True:
+        picks, budget = allocate(menus, config, importance, rest)
+        wrong = False
+        for path, option in picks.items():
+            if path not in encoded or encoded[path][0] is not option:
+                encoded[path] = option, menu.encode(option)
+            noise = encoded[path][1][1]
+            if promised and option.leaf.scales is not None and noise > option.noise:
+                corrected = dataclasses.replace(option, noise=noise)
+                menus[path] = [corrected if o is option else o for o in menus[path]]
+                encoded[path] = corrected, encoded[path][1]
+                wrong = True
+        if not wrong:
+            return {path: result for path, (_, result) in encoded.items()}, budget
 
 
 def _pick_alone(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, menu.Option]]:
