@@ -311,6 +311,6 @@ def test_codes_that_cannot_be_coded(codes, levels, message):
 
 def test_the_library_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
-    with pytest.raises(MissingDependencyError, match=r"corrq_jax\[entropy\]"):
+    with pytest.raises(MissingDependencyError, match=r"corrq_jax\[files\]"):
         entropy.encode(np.array([0, 1], np.uint8), 2)
     assert entropy.coded_nbytes(np.array([1, 1])) > 2
