@@ -101,28 +101,29 @@ def within_cost(
             blocked.add(t)  # a later step of its hull starts from where it did not get
             continue
         picks[t], cost = j, cost + more
-    picks = _fill(costs, losses, picks, budget)
+    picks = _spend(costs, losses, picks, budget)
     loss = total(losses, picks)
     bound = loss if bound is None else max(bound, 0.0)
     return Allocation(tuple(picks), total(costs, picks), loss, min(bound, loss))
 
 
-def _fill(costs, losses, picks: list[int], budget: float) -> list[int]:
-    """Spend what is left on the single changes that save most."""
+def _spend(
+    spent: Sequence[np.ndarray], saved: Sequence[np.ndarray], picks: list[int], limit: float
+) -> list[int]:
+    """Make the single changes that save most, while what they spend stays within a limit."""
     picks = list(picks)
-    left = budget - total(costs, picks)
+    left = limit - total(spent, picks)
     while True:
         best, change = 0.0, None
         for t, i in enumerate(picks):
-            more = costs[t] - costs[t][i]
-            saved = np.where(more <= left, losses[t][i] - losses[t], 0.0)
-            j = int(saved.argmax())
-            if saved[j] > best:
-                best, change = float(saved[j]), (t, j)
+            gain = np.where(spent[t] - spent[t][i] <= left, saved[t][i] - saved[t], 0.0)
+            j = int(gain.argmax())
+            if gain[j] > best:
+                best, change = float(gain[j]), (t, j)
         if change is None:
             return picks
         t, j = change
-        left -= costs[t][j] - costs[t][picks[t]]
+        left -= spent[t][j] - spent[t][picks[t]]
         picks[t] = j
 
 
@@ -151,26 +152,7 @@ def within_loss(
         loss = less
     if loss > limit * (1 + 1e-12):
         return None
-    picks = _trim(costs, losses, picks, limit)
+    picks = _spend(losses, costs, picks, limit)
     cost = total(costs, picks)
     bound = cost if bound is None else bound
     return Allocation(tuple(picks), cost, total(losses, picks), min(bound, cost))
-
-
-def _trim(costs, losses, picks: list[int], limit: float) -> list[int]:
-    """Give back what the limit does not need, the most costly change first."""
-    picks = list(picks)
-    room = limit - total(losses, picks)
-    while True:
-        best, change = 0.0, None
-        for t, i in enumerate(picks):
-            more = losses[t] - losses[t][i]
-            saved = np.where(more <= room, costs[t][i] - costs[t], 0.0)
-            j = int(saved.argmax())
-            if saved[j] > best:
-                best, change = float(saved[j]), (t, j)
-        if change is None:
-            return picks
-        t, j = change
-        room -= losses[t][j] - losses[t][picks[t]]
-        picks[t] = j

@@ -185,6 +185,8 @@ class _Errors(NamedTuple):
 def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
     # In units of the scaled weights, where nothing overflows.
     values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
+    # As many as codes, so that counts of levels do not compile anew.
+    values = np.pad(values, (0, 2**tensor.bits - values.size), mode="edge")
     values = jnp.asarray(values.astype(np.float32))
     level, power, product = (np.zeros(scales.rows.shape) for _ in range(3))
     sums = np.zeros(2)
