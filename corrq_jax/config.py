@@ -51,6 +51,10 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
+def _are_pairs(bits: Any) -> bool:
+    return isinstance(bits, tuple) and bool(bits) and isinstance(bits[0], tuple)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Options of `corrq_jax.quantize`.
@@ -72,13 +76,14 @@ class Config:
         granularity: "tensor" (one table of levels as it is), "channel" (times a scale for each
             output channel), a number of weights (times a scale for each group of so many), or
             "auto" (with a target: for each tensor "tensor" or "channel", whichever serves better).
-        axes: pairs (path pattern, channel axes) that overrule the default channel axes.
+        axes: mapping from path pattern to channel axes that overrule the default ones, or pairs.
         bits_per_weight: target: stored bits for each quantized weight, everything counted.
         max_bytes: target: bytes of the whole file, or text such as "4MB" or "4MiB".
         mean_correlation: target: the smallest file whose mean rho over tensors is this.
         min_correlation: target: the smallest file in which every tensor's rho is at least this.
             At most one target can be given. ``bits`` then says which widths may be taken: one
-            number, several in a tuple, or pairs (path pattern, either); None for 1 to 8.
+            number, several in a tuple, or pairs (path pattern, either); None for 1 to 8. Tensors
+            that a pattern of it matches are packed, also with entropy coding.
 
     Raises:
         InputError: a value is outside of what is allowed; the message says what is.
@@ -95,7 +100,7 @@ class Config:
     select: Select | tuple[str, ...] | None = None
     coding: str = "packed"
     granularity: str | int = "tensor"
-    axes: Mapping[str, tuple[int, ...]] | tuple[tuple[str, tuple[int, ...]], ...] = ()
+    axes: Any = ()
     bits_per_weight: float | None = None
     max_bytes: int | str | None = None
     mean_correlation: float | None = None
@@ -164,17 +169,16 @@ class Config:
         return next((name for name in _TARGETS if getattr(self, name) is not None), None)
 
     def _checked_bits(self) -> Bits:
-        if isinstance(self.bits, Mapping) or (
-            isinstance(self.bits, tuple) and self.bits and isinstance(self.bits[0], tuple)
-        ):
-            items = self.bits.items() if isinstance(self.bits, Mapping) else self.bits
-            pairs = tuple((pattern, self._some(bits, pattern)) for pattern, bits in items)  # type: ignore[misc]
-            if not pairs:
-                raise InputError("bits is an empty mapping: give at least one path pattern")
-            return pairs
-        if self.bits is None:
+        bits: Any = self.bits
+        if bits is None:
             return None if self.target is not None else 4
-        return self._some(self.bits)
+        if isinstance(bits, Mapping):
+            bits = tuple(bits.items())
+            if not bits:
+                raise InputError("bits is an empty mapping: give at least one path pattern")
+        if _are_pairs(bits):
+            return tuple((pattern, self._some(some, pattern)) for pattern, some in bits)
+        return self._some(bits)
 
     def _some(self, bits: Any, pattern: str | None = None) -> int | tuple[int, ...]:
         """One width, or with a target several."""
@@ -217,32 +221,37 @@ class Config:
 
         With a target a path that no pattern matches may take any.
         """
-        every = (4,) if self.grid == "nf4" else tuple(range(2 if self.zero else 1, 9))
-        if self.bits is None:
-            return every
-        if isinstance(self.bits, int):
-            return (self.bits,)
-        if isinstance(self.bits[0], int):  # type: ignore[index]
-            return self.bits  # type: ignore[return-value]
-        found = next((bits for pattern, bits in self._pairs() if matches(path, pattern)), None)
-        if found is None:
-            return every if self.target is not None else None
-        return (found,) if isinstance(found, int) else found
+        named = self._named_widths(path)
+        return self._every_width if named is None and self.target is not None else named
+
+    def may_be_coded(self, path: str) -> bool:
+        """Whether a path's codes may be entropy-coded, whose bits are no width.
+
+        Not where there is a target and a pattern of ``bits`` matches: its widths are kept then.
+        """
+        pinned = _are_pairs(self.bits) and self._named_widths(path) is not None
+        return self.coding == "entropy" and not (pinned and self.target is not None)
+
+    @property
+    def _every_width(self) -> tuple[int, ...]:
+        return (4,) if self.grid == "nf4" else tuple(range(2 if self.zero else 1, 9))
+
+    def _named_widths(self, path: str) -> tuple[int, ...] | None:
+        bits: Any = self.bits
+        if _are_pairs(bits):
+            bits = next((some for pattern, some in bits if matches(path, pattern)), None)
+        return (bits,) if isinstance(bits, int) else bits
 
     def axes_of(self, path: str) -> tuple[int, ...] | None:
         """The channel axes given for a path, if any."""
-        return next((axes for pattern, axes in self.axes if matches(path, pattern)), None)  # type: ignore[misc]
-
-    def _pairs(self) -> tuple[tuple[str, Any], ...]:
-        if isinstance(self.bits, tuple) and isinstance(self.bits[0], tuple):
-            return self.bits  # type: ignore[return-value]
-        return ()
+        return next((axes for pattern, axes in self.axes if matches(path, pattern)), None)
 
     def patterns(self) -> tuple[str, ...]:
         """All path patterns in this configuration, for checking that each matches something."""
-        bits = tuple(pattern for pattern, _ in self._pairs())
-        axes = tuple(str(pattern) for pattern, _ in self.axes)
-        return bits + axes + (self.select if isinstance(self.select, tuple) else ())
+        bits: Any = self.bits
+        named = tuple(pattern for pattern, _ in bits) if _are_pairs(bits) else ()
+        axes = tuple(pattern for pattern, _ in self.axes)
+        return named + axes + (self.select if isinstance(self.select, tuple) else ())
 
     def method(self, bits: int) -> Method:
         """What the core fits for a tensor of these bits."""

@@ -63,46 +63,46 @@ def measure(leaf: Leaf) -> Measured:
 
 
 def options(
-    batch: Sequence[Measured], config: Config, widths: Sequence[Sequence[int]]
+    batch: Sequence[Measured], config: Config, widths: Sequence[int], coded: bool
 ) -> list[list[Option]]:
     """The options of each of at most `BATCH` tensors; at least one for each.
 
     Args:
         batch: the tensors.
-        config: which grid, fit, levels and coding.
-        widths: for each tensor the widths that its packed codes may have.
+        config: which grid, fit and levels.
+        widths: the widths that their packed codes may have.
+        coded: whether they may be entropy-coded as well.
     """
     repeat = [min(i, len(batch) - 1) for i in range(BATCH)]
     density = jax.tree.map(lambda *a: jnp.stack(a), *[batch[i].density for i in repeat])
     found: list[list[Option]] = [[] for _ in batch]
     for bits, quantizers in _fitted(batch, repeat, density, config, widths):
-        for i, item in enumerate(batch):
-            if bits in widths[i]:
-                found[i].append(_option(item, quantizers[i], bits, "packed"))
-    if config.coding == "entropy":
+        for some, item, quantizer in zip(found, batch, quantizers, strict=True):
+            some.append(_option(item, quantizer, bits, "packed"))
+    if coded:
         for i, quantizers in enumerate(_rungs(ladder.ladders_by_step(density), len(batch))):
             for quantizer, mass in quantizers:
                 bits = _bits(len(mass))
                 found[i].append(_option(batch[i], quantizer, bits, "entropy", mass))
     occupied = np.asarray((density.counts > 0).sum(axis=1))
     for i, item in enumerate(batch):
-        exact = _exact(item, int(occupied[i]), max(len(o.quantizer.values) for o in found[i]))  # type: ignore[union-attr]
+        most = max(len(o.quantizer.values) for o in found[i] if o.quantizer is not None)
+        exact = _exact(item, int(occupied[i]), most)
         if exact is not None:
             found[i] = [o for o in found[i] if o.nbytes < exact.nbytes] + [exact]
     return found
 
 
 def _fitted(batch, repeat, density, config: Config, widths):
-    """(bits, a quantizer for each tensor) for every width that any of them may have."""
-    needed = sorted({bits for some in widths for bits in some})
-    if config.grid == "optimal" and len(needed) > 1:
+    """(bits, a quantizer for each tensor) for every width."""
+    if config.grid == "optimal" and len(widths) > 1:
         rungs = list(_rungs(ladder.ladders_by_width(density), len(batch)))
-        for bits in needed:
+        for bits in widths:
             yield bits, [quantizers[bits - 1][0] for quantizers in rungs]
         return
     norm = jax.tree.map(lambda *a: jnp.stack(a), *[batch[i].norm for i in repeat])
     lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
-    for bits in needed:
+    for bits in widths:
         found = fit_batch(density, lo, hi, norm, config.method(bits))
         values, noise = np.asarray(found.values), np.asarray(found.noise)
         yield (

@@ -250,15 +250,13 @@ def _variants(path: str, array: Any, config: Config) -> list[leaves.Leaf]:
 
 def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[menu.Option]]]:
     """Each tensor's options, a batch of equal widths at a time; skips constant ones."""
-    pending: dict[tuple[int, ...], list[menu.Measured]] = {}
+    pending: dict[tuple[tuple[int, ...], bool], list[menu.Measured]] = {}
     together: dict[str, list[menu.Option]] = {}
     waiting: dict[str, int] = {}
 
-    def finish(widths: tuple[int, ...]) -> Iterator[tuple[str, list[menu.Option]]]:
-        batch = pending.pop(widths)
-        for item, found in zip(
-            batch, menu.options(batch, config, [widths] * len(batch)), strict=True
-        ):
+    def finish(widths: tuple[int, ...], coded: bool) -> Iterator[tuple[str, list[menu.Option]]]:
+        batch = pending.pop((widths, coded))
+        for item, found in zip(batch, menu.options(batch, config, widths, coded), strict=True):
             path = item.leaf.path
             together.setdefault(path, []).extend(found)
             waiting[path] -= 1
@@ -268,15 +266,16 @@ def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[m
     for path, array in chosen.items():
         widths = config.widths_of(path)
         assert widths is not None  # _choose took only such
+        allowed = widths, config.may_be_coded(path)
         variants = _variants(path, array, config)
         waiting[path] = len(variants)
         for variant in variants:
-            batch = pending.setdefault(widths, [])
+            batch = pending.setdefault(allowed, [])
             batch.append(menu.measure(variant))
             if len(batch) == menu.BATCH:
-                yield from finish(widths)
-    for widths in list(pending):
-        yield from finish(widths)
+                yield from finish(*allowed)
+    for allowed in list(pending):
+        yield from finish(*allowed)
 
 
 def _within_target(

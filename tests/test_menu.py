@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 
+import corrq_jax as corrq
 from corrq_jax import layout, menu
 from corrq_jax import leaf as leaves
 from corrq_jax.config import Config
@@ -36,7 +37,7 @@ def menus():
     measured.append(menu.measure(scaled(conv, ROWS)))
     assert len(measured) == menu.BATCH
     return dict(
-        zip([*TENSORS, "scaled"], menu.options(measured, config, [WIDTHS] * 8), strict=True)
+        zip([*TENSORS, "scaled"], menu.options(measured, config, WIDTHS, True), strict=True)
     )
 
 
@@ -129,18 +130,31 @@ def test_options_do_not_depend_on_the_batch(count, menus):
     paths = ["few", "half", "dense/kernel"][-count:]
     measured = [menu.measure(leaves.read(path, TENSORS[path])) for path in paths]
     config = Config(bits_per_weight=4, coding="entropy")
-    for path, options in zip(paths, menu.options(measured, config, [WIDTHS] * count), strict=True):
+    for path, options in zip(paths, menu.options(measured, config, WIDTHS, True), strict=True):
         found = [(o.bits, o.coding, o.nbytes, o.noise) for o in options]
         assert found == [(o.bits, o.coding, o.nbytes, o.noise) for o in menus[path]]
 
 
-def test_each_tensor_has_its_own_widths(menus):
-    paths = ["dense/kernel", "half"]
-    measured = [menu.measure(leaves.read(path, TENSORS[path])) for path in paths]
-    widths = [(2, 8), (3,)]
-    found = menu.options(measured, Config(bits_per_weight=4), widths)
-    assert [tuple(o.bits for o in options) for options in found] == widths
-    for path, options in zip(paths, found, strict=True):
-        for option in options:
-            same = next(o for o in menus[path] if (o.bits, o.coding) == (option.bits, "packed"))
-            assert (option.nbytes, option.noise) == (same.nbytes, same.noise)
+def test_a_pattern_of_bits_pins_a_tensor_that_could_be_coded():
+    """With entropy coding a pattern's widths are kept; other tensors are coded."""
+    params = {path: TENSORS[path] for path in ("dense/kernel", "half")}
+    qparams, _ = corrq.quantize(
+        params, bits={"half": 5}, bits_per_weight=4.5, coding="entropy", select="*"
+    )
+    assert (qparams["half"].bits, qparams["half"].coding) == (5, "packed")
+    assert qparams["dense/kernel"].coding == "entropy"
+
+
+@pytest.mark.parametrize("widths", [(2, 8), (3,)])
+def test_options_have_the_widths_that_are_asked_for(widths, menus):
+    [options] = menu.options(
+        [menu.measure(leaves.read("half", TENSORS["half"]))],
+        Config(bits_per_weight=4),
+        widths,
+        False,
+    )
+    assert tuple(o.bits for o in options) == widths
+    for option in options:
+        same = next(o for o in menus["half"] if (o.bits, o.coding) == (option.bits, "packed"))
+        # A single width has the optimum itself, several have the ladder's.
+        assert (option.nbytes, option.noise) == (same.nbytes, pytest.approx(same.noise, rel=2e-3))
