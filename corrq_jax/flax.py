@@ -186,21 +186,23 @@ def quantize(
     if match_moments and example is None:
         raise InputError("match_moments=True needs an example of the inputs: give example=")
     is_linen = isinstance(model, Mapping)
+    params: Any
+    network: Any
     if is_linen:
         if example is not None and apply is None:
             raise InputError("an example with Linen variables needs apply=, such as model.apply")
-        params: Any = model
+        params, network = model, apply
     else:
-        apply, params = functional(model)
+        network, params = functional(model)
     wiring = None
-    if example is not None and apply is not None:
-        wiring = trace(apply, params, example, input_mean, input_variance)
+    if example is not None:
+        wiring = trace(network, params, example, input_mean, input_variance)
         options.setdefault("importance", wiring.importance)
     qparams, report = _quantize_params(params, bits, options, is_linen)
     if wiring is not None and _wants_matching(match_moments, wiring):
         qparams, matched = _match_moments(wiring, params, qparams)
         report = dataclasses.replace(report, matched=matched)
-    return (qparams if is_linen else QuantizedModel(apply, qparams)), report  # type: ignore[arg-type]
+    return (qparams if is_linen else QuantizedModel(network, qparams)), report
 
 
 def _wants_matching(asked: bool | None, wiring: Wiring) -> bool:

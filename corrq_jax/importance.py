@@ -7,6 +7,7 @@ is left of the ratio at the output: 1 in a chain, small in one of many residual 
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -129,9 +130,8 @@ class Shares:
             means = [_to_rank(mean[None], rank)[0] for mean, _ in moments]
             brought = [brought[0] * means[1] ** 2, brought[1] * means[0] ** 2]
         total = np.maximum(sum(brought), 1e-300)
-        return sum(  # type: ignore[return-value]
-            share * part / total for share, part in zip(shares, brought, strict=True)
-        )
+        parts = [share * part / total for share, part in zip(shares, brought, strict=True)]
+        return reduce(np.add, parts)
 
 
 def _to_rank(array: np.ndarray, rank: int) -> np.ndarray:

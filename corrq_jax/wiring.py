@@ -17,9 +17,10 @@ from jax.core import Tracer
 
 from corrq_jax.errors import InputError
 from corrq_jax.importance import Shares
+from corrq_jax.interpreter import Interpreter, follow
 from corrq_jax.linear import Linear, along, convolution, product
 from corrq_jax.paths import flatten
-from corrq_jax.propagation import RULES, Interpreter, Rule, follow, nodewise
+from corrq_jax.propagation import RULES, Rule, nodewise
 from corrq_jax.signals import Known, NotUnderstood, Signal, Value, as_numpy, gaussian, parameter
 from corrq_jax.tree import dequantize
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from corrq_jax.propagation import RULES, Interpreter
+from corrq_jax.interpreter import Interpreter
+from corrq_jax.propagation import RULES
 from corrq_jax.signals import Signal, gaussian
 
 MEAN = np.array([-1.0, 0.0, 0.5, 3.0])
