@@ -3,6 +3,7 @@
 import kmeans1d
 import numpy as np
 import scipy.special
+import scipy.stats
 
 
 def rho(w, q):
@@ -203,3 +204,18 @@ def nf4_levels():
             0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
         ]
     )  # fmt: skip
+
+
+def clipped_moments(mean, deviation, low, high):
+    """Mean and variance of a Gaussian clipped to an interval, from its density and distribution."""
+    a, b = (low - mean) / deviation, (high - mean) / deviation
+    phi, cdf = scipy.stats.norm.pdf, scipy.stats.norm.cdf
+    inside = cdf(b) - cdf(a)
+    first = mean * inside + deviation * (phi(a) - phi(b)) + low * cdf(a) + high * (1 - cdf(b))
+    second = (
+        (mean**2 + deviation**2) * inside
+        + deviation * ((mean + low) * phi(a) - (mean + high) * phi(b))
+        + low**2 * cdf(a)
+        + high**2 * (1 - cdf(b))
+    )
+    return first, second - first**2
