@@ -219,3 +219,23 @@ def clipped_moments(mean, deviation, low, high):
         + high**2 * (1 - cdf(b))
     )
     return first, second - first**2
+
+
+def labels(shape, axes, group):
+    """The row of each weight, by index arithmetic; an oracle for `Rows`."""
+    at, rank = np.indices(shape), len(shape)
+    axes = sorted(a % rank for a in axes)
+    others = [a for a in range(rank) if a not in axes]
+
+    def ravel(chosen):
+        if not chosen:
+            return np.zeros(shape, int)
+        return np.ravel_multi_index(at[chosen], [shape[a] for a in chosen])
+
+    channels = int(np.prod([shape[a] for a in axes]))
+    return ravel(others) // group * channels + ravel(axes)
+
+
+def labels_of(rows, shape):
+    number = np.arange(np.prod(rows.shape)).reshape(rows.shape)
+    return np.broadcast_to(rows.expand(number), rows.view(np.empty(shape)).shape).reshape(shape)

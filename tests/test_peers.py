@@ -9,6 +9,7 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peer_loops import loop_absmax, loop_groups, loop_hqq, loop_min_max, loop_nf4
 
 import corrq_jax as corrq
 from corrq_jax.errors import InputError
@@ -18,9 +19,7 @@ from corrq_jax.peers import (
     TENSOR,
     Layout,
     half_quadratic,
-    kmeans,
     peers,
-    stored_bits,
 )
 from corrq_jax.peers.normal_float import DYNAMIC, NF4, quantized_scales
 
@@ -40,73 +39,6 @@ every_width = pytest.mark.parametrize(("peer", "bits"), EVERY, ids=name_of)
 def weights(*shape, seed=0, scale=0.1):
     """Student's t: tails as heavy as those of real kernels."""
     return (scale * np.random.default_rng(seed).standard_t(4, shape)).astype(np.float32)
-
-
-# Slow references: one list of Python floats at a time.
-
-
-def loop_absmax(group, bits):
-    half = 2 ** (bits - 1)
-    scale = max(abs(w) for w in group) / (half - 0.5)
-    return [scale * min(max(round(w / scale), -half), half - 1) for w in group] if scale else group
-
-
-def loop_min_max(group, bits):
-    low, high = min(0.0, *group), max(0.0, *group)
-    scale = (high - low) / (2**bits - 1)
-    if not scale:
-        return group
-    zero = round(-low / scale)
-    return [scale * (min(max(round(w / scale) + zero, 0), 2**bits - 1) - zero) for w in group]
-
-
-def loop_nf4(group, bits=4):
-    largest = max(abs(w) for w in group)
-    return [largest * min(map(float, NF4), key=lambda v: abs(v * largest - w)) for w in group]
-
-
-def loop_hqq(groups, bits, steps=20):
-    """Badri and Shaji's iteration, with the conventions of hqq's default solver."""
-    top, settings = 2**bits - 1, []
-    for group in groups:
-        span = max(group) - min(group)
-        scale = min(top / span, 2e4) if span > 1e-4 else 1.0
-        zero = -min(group) * scale
-        settings.append((scale, float(round(zero)) if bits == 4 else zero))
-
-    def codes(group, scale, zero):
-        return [min(max(round(w * scale + zero), 0), top) for w in group]
-
-    best = math.inf
-    for _ in range(steps):
-        errors, new = [], []
-        for group, (scale, zero) in zip(groups, settings, strict=True):
-            targets = []
-            for w, q in zip(group, codes(group, scale, zero), strict=True):
-                e = w - (q - zero) / scale
-                shrunk = max(abs(e) - abs(e) ** -0.3 / 10, 0) if e else 0
-                errors.append(abs(e))
-                targets.append(q - (w - math.copysign(shrunk, e)) * scale)
-            new.append((scale, sum(targets) / len(targets)))
-        settings = new
-        if np.mean(errors) >= best:
-            break
-        best = np.mean(errors)
-    decoded = []
-    for group, (scale, zero) in zip(groups, settings, strict=True):
-        step, offset = float(np.float16(1 / scale)), float(np.float16(zero))
-        decoded.append([step * (q - offset) for q in codes(group, scale, zero)])
-    return decoded
-
-
-def loop_groups(w, name):
-    """Lists of the weights that share a scale, for a (channels, inputs) matrix."""
-    if name.endswith("tensor"):
-        return [list(map(float, w.ravel()))]
-    if "blocks" in name:
-        w = w.reshape(1, -1)
-    size = 64 if "64" in name else w.shape[1]
-    return [list(map(float, row[i : i + size])) for row in w for i in range(0, w.shape[1], size)]
 
 
 LOOPED = [(p, b) for p, b in EVERY if "k-means" not in p.name and "double" not in p.name]
@@ -415,72 +347,3 @@ def test_what_cannot_be_quantized_is_said():
         peer.quantize_tree({"a": {"kernel": np.array([[np.nan, 1.0]])}}, 4)
     with pytest.raises(InputError, match="no peer 'NF5'; choose from: int absmax, tensor; int"):
         peers(["NF5"])
-
-
-def tree():
-    return {
-        "conv": {"kernel": weights(3, 3, 4, 6), "bias": weights(6)},
-        "dense": {"kernel": jnp.asarray(weights(24, 10), jnp.bfloat16)},
-        "constant": {"kernel": np.ones((3, 3))},
-        "empty": {"kernel": np.zeros((0, 3))},
-        "step": np.int32(3),
-        "name": "a",
-    }
-
-
-@every_peer
-def test_trees_keep_their_form_and_rows_say_what_was_lost(peer):
-    params, bits = tree(), peer.bits[-1]
-    decoded, rows = peer.quantize_tree(params, bits)
-    assert [row.path for row in rows] == ["conv/kernel", "dense/kernel"]
-    for name, row in zip(("conv", "dense"), rows, strict=True):
-        w, kept = params[name]["kernel"], decoded[name]["kernel"]
-        w_hat, nbytes = peer.quantize(w, bits)
-        assert (kept.shape, kept.dtype) == (w.shape, w.dtype)
-        np.testing.assert_array_equal(kept, w_hat.astype(w.dtype))
-        assert (row.size, row.nbytes) == (w.size, nbytes)
-        exact = oracles.rho(np.asarray(w, np.float64), w_hat)
-        assert row.noise == pytest.approx(1 - exact**2, rel=1e-6, abs=1e-12)
-    for name in ("constant", "empty", "step", "name"):
-        assert decoded[name] is params[name] or decoded[name]["kernel"] is params[name]["kernel"]
-    assert decoded["conv"]["bias"] is params["conv"]["bias"]
-    assert stored_bits(rows) == pytest.approx(8 * sum(r.nbytes for r in rows) / (216 + 240))
-
-
-def test_select_chooses():
-    _, rows = BY_NAME["k-means, tensor"].quantize_tree(tree(), 2, lambda path, _: "bias" in path)
-    assert [row.path for row in rows] == ["conv/bias"]
-    assert math.isnan(stored_bits(()))
-
-
-def test_a_lost_tensor_has_noise_one():
-    # Narrower than hqq's 1e-4 and on one side of a rounding boundary: all codes are equal.
-    w = np.linspace(1e-6, 2e-6, 64, dtype=np.float32).reshape(8, 8)
-    _, (row,) = BY_NAME["HQQ, blocks of 64"].quantize_tree({"kernel": w}, 4)
-    assert row.noise == 1
-
-
-def test_more_is_better():
-    """Orders that the methods promise on weights of heavy tails; no figures."""
-    w = weights(512, 64, seed=5)
-
-    def noise(name, bits):
-        return 1 - corrq.correlation(w, BY_NAME[name].quantize(w, bits)[0]) ** 2
-
-    for kind in ("int absmax", "int min-max"):
-        assert noise(f"{kind}, groups of 64", 4) < noise(f"{kind}, channel", 4)
-        assert noise(f"{kind}, channel", 4) < noise(f"{kind}, tensor", 4)
-    assert noise("NF4, blocks of 64", 4) < noise("NF4, channel", 4)
-    for peer in PEERS:
-        found = [noise(peer.name, bits) for bits in peer.bits]
-        assert found == sorted(found, reverse=True), peer.name
-    assert noise("k-means, tensor", 3) < noise("int min-max, tensor", 3)
-
-
-def test_kmeans_family_gives_each_group_its_own_codebook():
-    w = weights(300, 2)
-    decoded, nbytes = kmeans(CHANNEL.split(w), 2)
-    assert nbytes == 2 * 4 * 2
-    for column, group in zip(w.T, decoded, strict=True):
-        alone, _ = kmeans(TENSOR.split(column), 2)
-        np.testing.assert_array_equal(group, alone[0])
