@@ -51,6 +51,10 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
+def _where(pattern: str | None) -> str:
+    return "bits" if pattern is None else f"bits[{pattern!r}]"
+
+
 def _are_pairs(bits: Any) -> bool:
     return isinstance(bits, tuple) and bool(bits) and isinstance(bits[0], tuple)
 
@@ -140,7 +144,7 @@ class Config:
             if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
                 raise InputError(f"{name}={value!r}: give a number above 0")
             if name.endswith("correlation") and float(value) >= 1:
-                raise InputError(f"{name}={value!r}: a correlation below 1 is possible only")
+                raise InputError(f"{name}={value!r}: give a correlation below 1")
 
     def _check_granularity(self) -> None:
         value = self.granularity
@@ -182,14 +186,19 @@ class Config:
 
     def _some(self, bits: Any, pattern: str | None = None) -> int | tuple[int, ...]:
         """One width, or with a target several."""
-        if not isinstance(bits, tuple | list | range) or self.target is None:
+        if not isinstance(bits, tuple | list | range):
             return self._one(bits, pattern)
+        if self.target is None:
+            raise InputError(
+                f"{_where(pattern)}={bits!r}: give a whole number from 1 to 8; to choose from "
+                "several needs a target, such as bits_per_weight"
+            )
         if not bits:
-            raise InputError("bits is empty: give at least one width")
+            raise InputError(f"{_where(pattern)} is empty: give at least one width")
         return tuple(sorted({self._one(b, pattern) for b in bits}))
 
     def _one(self, bits: Any, pattern: str | None = None) -> int:
-        where = "bits" if pattern is None else f"bits[{pattern!r}]"
+        where = _where(pattern)
         try:
             value = int(bits)
         except (TypeError, ValueError, OverflowError):

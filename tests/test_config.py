@@ -58,7 +58,7 @@ def test_only_bytes_are_given_as_text(target):
 @pytest.mark.parametrize("target", ["mean_correlation", "min_correlation"])
 @pytest.mark.parametrize("value", [1, 1.0, 4, math.inf])
 def test_correlations_are_below_one(target, value):
-    with pytest.raises(InputError, match=rf"{target}=.*: a correlation below 1 is possible only"):
+    with pytest.raises(InputError, match=rf"{target}=.*: give a correlation below 1"):
         Config(**{target: value})
 
 
@@ -143,11 +143,14 @@ def test_bits_are_widths_with_a_target():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": (2, 4)}, r"bits=\(2, 4\): give a whole number from 1 to 8, or a mapping"),
+        (
+            {"bits": (2, 4)},
+            r"bits=\(2, 4\): give a whole number from 1 to 8; to choose from several needs",
+        ),
         ({"bits": {"a": (2, 4)}}, r"bits\['a'\]=\(2, 4\): give a whole number from 1 to 8"),
         ({"bits": (), "max_bytes": 9}, "bits is empty: give at least one width"),
         ({"bits": {}, "max_bytes": 9}, "bits is an empty mapping: give at least one path"),
-        ({"bits": {"a": ()}, "max_bytes": 9}, "bits is empty: give at least one width"),
+        ({"bits": {"a": ()}, "max_bytes": 9}, r"bits\['a'\] is empty: give at least one width"),
         ({"bits": (2, 9), "max_bytes": 9}, "bits=9: give a whole number from 1 to 8"),
         ({"bits": {"a": (2, 0)}, "max_bytes": 9}, r"bits\['a'\]=0: give a whole number from 1"),
         ({"bits": (2, 2.5), "max_bytes": 9}, r"bits=2\.5: give a whole number"),
