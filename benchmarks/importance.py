@@ -12,6 +12,7 @@ some minutes on 2 cores, and so do the quantizations.
 """
 
 import argparse
+import functools
 import gzip
 import pathlib
 
@@ -22,7 +23,9 @@ from flax import nnx
 
 import corrq_jax as corrq
 from corrq_jax.flax import Apply, functional
-from corrq_jax.models.efficientnet_lite import ConvNorm, InvertedBottleneck, Stage
+from corrq_jax.models.inverted_bottlenecks import BottleneckStage as Stage
+from corrq_jax.models.inverted_bottlenecks import InvertedBottleneck
+from corrq_jax.models.layers import ConvNorm
 from corrq_jax.moments import match_moments, trace
 from corrq_jax.paths import flatten
 from corrq_jax.wiring import EXPONENT
@@ -31,6 +34,7 @@ STAGES = (  # blocks, kernel, stride, expansion, features
     *(Stage(1, 3, 1, 1, 16), Stage(3, 3, 1, 4, 24)),
     *(Stage(4, 3, 2, 4, 40), Stage(3, 3, 1, 4, 64)),
 )
+EPSILON = 1e-3
 EPOCHS, BATCH, RATE = 3, 128, 4e-3
 EXPONENTS = (0.0, 0.5, 0.75, 1.0)
 BUDGETS = tuple(np.arange(1.75, 4.51, 0.25))
@@ -41,15 +45,18 @@ class Network(nnx.Module):
     """MobileNet-like: a stem, inverted bottlenecks with shortcuts, a head and a classifier."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.stem = ConvNorm(1, 24, 3, 2, rngs=rngs)
+        unit = functools.partial(ConvNorm, epsilon=EPSILON, activation=jax.nn.relu6, rngs=rngs)
+        self.stem = unit(1, 24, 3, 2)
         features, blocks = 24, []
         for stage in STAGES:
             for i in range(stage.blocks):
                 stride = 1 if i else stage.stride
-                blocks.append(InvertedBottleneck(features, stage, stride, rngs=rngs))
+                blocks.append(
+                    InvertedBottleneck(features, stage, stride, epsilon=EPSILON, rngs=rngs)
+                )
                 features = stage.features
         self.blocks = nnx.List(blocks)
-        self.head = ConvNorm(features, 192, rngs=rngs)
+        self.head = unit(features, 192)
         self.classifier = nnx.Linear(192, 10, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

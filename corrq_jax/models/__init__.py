@@ -7,7 +7,7 @@ import importlib
 import os
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from corrq_jax.errors import InputError, require
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from flax import nnx
 
-__all__ = ["ModelInfo", "create", "info", "load", "names"]
+__all__ = ["ModelInfo", "create", "imagenet_weights", "info", "load", "names"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,10 @@ class ModelInfo:
         resolution: height and width of its pictures, in pixels.
         classes: number of logits.
         preprocessing: name of its preprocessing in `corrq_jax.data.preprocess`.
-        module: the module that builds it, with `create(name, *, rngs)`; beside it, under the same
-            name plus `_weights`, another with `installed_weights(name)` and
-            `from_torch_names(name, arrays)`.
+        module: the module that builds it, with `create(name, classes, *, rngs)`; beside it, under
+            the same name plus `_weights`, another that says where its weights are in a file.
+        layout: whose names and layouts its weights have, "keras" or "torch".
+        imagenet: where its ImageNet weights come from: "package", "download" or "" for nowhere.
     """
 
     name: str
@@ -38,19 +39,40 @@ class ModelInfo:
     classes: int
     preprocessing: str
     module: str
+    layout: str
+    imagenet: str = ""
+
+
+def _entry(
+    name: str, resolution: int, preprocessing: str, module: str, layout: str, imagenet: str = ""
+) -> ModelInfo:
+    path = f"corrq_jax.models.{module}"
+    return ModelInfo(name, resolution, 1000, preprocessing, path, layout, imagenet)
 
 
 _MODELS = {
     entry.name: entry
     for entry in [
-        ModelInfo(
-            name=f"efficientnet_lite{index}",
-            resolution=resolution,
-            classes=1000,
-            preprocessing="efficientnet_lite",
-            module="corrq_jax.models.efficientnet_lite",
-        )
-        for index, resolution in enumerate((224, 240, 260, 280, 300))
+        _entry("vgg16", 224, "caffe", "vgg16", "keras", "download"),
+        _entry("resnet50", 224, "caffe", "resnet", "keras", "download"),
+        _entry("resnet152v2", 224, "tf", "resnet_v2", "keras", "download"),
+        _entry("xception", 299, "tf", "xception", "keras", "download"),
+        _entry("inception_v3", 299, "tf", "inception_v3", "keras", "download"),
+        _entry("mobilenet_v2", 224, "tf", "mobilenet_v2", "keras", "download"),
+        # The same networks as torchvision trains and names them.
+        _entry("vgg16_torchvision", 224, "torch", "vgg16", "torch"),
+        _entry("resnet50_torchvision", 224, "torch", "resnet", "torch"),
+        *(
+            _entry(
+                f"efficientnet_lite{index}",
+                resolution,
+                "efficientnet_lite",
+                "efficientnet_lite",
+                "torch",
+                "package" if index < 3 else "",
+            )
+            for index, resolution in enumerate((224, 240, 260, 280, 300))
+        ),
     ]
 }
 
@@ -89,40 +111,90 @@ def create(name: str, *, rngs: nnx.Rngs | None = None) -> Any:
     module = info(name).module
     if rngs is None:
         rngs = require("flax.nnx", "flax").Rngs(0)
-    return _import(module).create(name, rngs=rngs)
+    return _import(module).create(name, info(name).classes, rngs=rngs)
 
 
-def load(
-    name: str, weights: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None
-) -> Any:
+def load(name: str, weights: str | os.PathLike[str] | Mapping[str, np.ndarray] = "imagenet") -> Any:
     """Builds a network with trained weights.
 
     Args:
         name: one of `names()`.
-        weights: arrays by their PyTorch names, or a file with such arrays in any format that
-            `corrq_jax.readers` reads. By default the ImageNet weights from an installed package,
-            which exists for efficientnet_lite0.
+        weights: "imagenet" for those from an installed package, or those that keras.io publishes,
+            which are fetched once and kept; or a file. Files of the networks of keras.applications
+            are '.h5', '.weights.h5' or '.keras'; of the others any that `corrq_jax.readers` reads,
+            with PyTorch's names, and such arrays by name will do, too.
 
     Returns:
-        The network as from `create`, in float32.
+        The network as from `create`, in float32, with as many classes as the weights have.
 
     Raises:
-        InputError: there is no such network, or no package with its weights, or the weights do not
+        InputError: there is no such network, no ImageNet weights are known, or the weights do not
             fit; every missing, unknown or misshapen array is listed.
         FileFormatError: the file cannot be read.
-        MissingDependencyError: Flax or the package with the weights is not installed.
+        MissingDependencyError: Flax, a library that reads the file, or the package with the
+            weights is not installed.
+        OSError: the weights cannot be fetched; the message says what to put where.
     """
-    converter = _import(f"{info(name).module}_weights")
+    entry = info(name)
     if isinstance(weights, Mapping):
-        return converter.from_torch_names(name, weights)
-    path = converter.installed_weights(name) if weights is None else pathlib.Path(weights)
+        return _from_arrays(entry, weights)
+    path = imagenet_weights(name) if weights == "imagenet" else pathlib.Path(weights)
     # Imported here so that arrays in memory can be loaded without the libraries for files.
     from corrq_jax.readers import read_weights
+    from corrq_jax.readers.keras_layers import read_keras_layers
 
     try:
-        return converter.from_torch_names(name, read_weights(path))
+        if entry.layout == "torch":
+            return _from_arrays(entry, read_weights(path))
+        return _from_keras(entry, read_keras_layers(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def imagenet_weights(name: str) -> pathlib.Path:
+    """The file with the ImageNet weights of a network, fetched if it is not at hand.
+
+    Raises:
+        InputError: none are known.
+        MissingDependencyError: the package with the weights, or pooch to fetch them, is missing.
+        OSError: they cannot be fetched; the message says what to put where.
+    """
+    entry = info(name)
+    if entry.imagenet == "package":
+        return _import(f"{entry.module}_weights").installed_weights(name)
+    if entry.imagenet == "download":
+        from corrq_jax.models.fetch import fetch
+        from corrq_jax.models.published import PUBLISHED
+
+        return fetch(PUBLISHED[name])
+    known = ", ".join(n for n, e in _MODELS.items() if e.imagenet)
+    raise InputError(
+        f"no ImageNet weights of {name} are known; give `weights`, a file (known: {known})"
+    )
+
+
+def _from_arrays(entry: ModelInfo, arrays: Mapping[str, np.ndarray]) -> Any:
+    if entry.layout != "torch":
+        raise InputError(
+            f"the weights of {entry.name} come from Keras's files, whose names alone do not tell "
+            "the layers; give the file"
+        )
+    names = _import(f"{entry.module}_weights").torch_names(entry.name)
+    convert = _import("corrq_jax.models.torch_weights")
+    return convert.from_arrays(entry.name, _builder(entry), names, arrays)
+
+
+def _from_keras(entry: ModelInfo, stored: Any) -> Any:
+    layers = _import(f"{entry.module}_weights").keras_layers(entry.name)
+    convert = _import("corrq_jax.models.keras_weights")
+    return convert.from_layers(entry.name, _builder(entry), layers, stored)
+
+
+def _builder(entry: ModelInfo) -> Callable[[int], Any]:
+    """Builds the network with a number of classes."""
+    nnx = require("flax.nnx", "flax")
+    create = _import(entry.module).create
+    return lambda classes: create(entry.name, classes, rngs=nnx.Rngs(0))
 
 
 def _import(module: str) -> types.ModuleType:

@@ -45,15 +45,15 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _read(path: str | os.PathLike[str], source: str | BinaryIO) -> dict[str, np.ndarray]:
     h5py = require("h5py", "files")
     with reading(path, "a Keras HDF5 file"), h5py.File(source, "r") as file:
-        root = _root(h5py, file)
+        root = root_group(h5py, file)
         return {
-            name: _read_dataset(path, name, dataset)
+            name: read_dataset(path, name, dataset)
             for name, dataset in _datasets(h5py, root).items()
             if not _is_optimizer_state(root, name)
         }
 
 
-def _root(h5py: Any, file: Any) -> Any:
+def root_group(h5py: Any, file: Any) -> Any:
     """Where the weights are: in 'model_weights' of this very file, or at the top."""
     is_inside = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
     group = file["model_weights"] if is_inside else file
@@ -77,7 +77,8 @@ def _is_optimizer_state(root: Any, name: str) -> bool:
     return name.startswith("optimizer/") and "layer_names" not in root.attrs
 
 
-def _read_dataset(path: str | os.PathLike[str], name: str, dataset: Any) -> np.ndarray:
+def read_dataset(path: str | os.PathLike[str], name: str, dataset: Any) -> np.ndarray:
+    """An HDF5 dataset that is called `name` in messages, if it can hold weights."""
     if dataset.shape is None or dataset.external or dataset.is_virtual:
         raise FileFormatError(
             f"{os.fspath(path)}: dataset {name!r} is empty or keeps its values elsewhere; "
