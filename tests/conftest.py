@@ -1,10 +1,15 @@
-"""Fixtures of the command line's tests."""
+"""Fixtures of the command line's tests, and TFDS data sets, written without TensorFlow."""
 
+import io
+import logging
 import sys
+import types
 import warnings
+from importlib.resources import abc
 
 import pytest
 from command_line import write
+from pictures import jpeg
 
 from corrq_jax import cli
 
@@ -53,3 +58,41 @@ def failed(run):
 @pytest.fixture
 def npz(tmp_path):
     return write(tmp_path / "net.npz")
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """Prepares a TFDS data set of given pictures: prepare(name, split, [(bytes, label, file)])."""
+    import tensorflow_datasets as tfds
+
+    # TFDS 4.9.10 imports importlib_resources, which it does not require, for this one class.
+    stand_in = types.ModuleType("importlib_resources")
+    stand_in.abc = abc
+    monkeypatch.setitem(sys.modules, "importlib_resources", stand_in)
+    monkeypatch.setattr(logging.getLogger("absl"), "disabled", True)
+    tfds.disable_progress_bar()
+
+    def prepare(name, split, pictures, file_format="array_record"):
+        examples = [
+            (str(number), {"image": io.BytesIO(data), "label": label} | file)
+            for number, (data, label, file) in enumerate(pictures)
+        ]
+        builder = tfds.builder(name, data_dir=tmp_path, file_format=file_format)
+        # Instead of downloading: TFDS writes these, in the order of hashes of their keys.
+        monkeypatch.setattr(
+            type(builder), "_split_generators", lambda self, manager: {split: iter(examples)}
+        )
+        builder.download_and_prepare()
+        return tmp_path
+
+    return prepare
+
+
+@pytest.fixture
+def imagenette(prepare):
+    """Four pictures, the third damaged, of tench, church, church and tench, in some order."""
+    wnids = ["n01440764", "n03028079", "n03028079", "n01440764"]
+    data = [jpeg(0), jpeg(80), b"damaged", jpeg(240)]
+    return prepare(
+        "imagenette", "validation", [(d, w, {}) for d, w in zip(data, wnids, strict=True)]
+    )

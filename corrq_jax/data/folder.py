@@ -1,81 +1,124 @@
-"""Pictures from a folder that has one folder for each class."""
+"""Pictures from a folder: one folder for each class, or a file with the labels."""
 
+import dataclasses
+import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+import warnings
 
-import numpy as np
-
-from corrq_jax.data.preprocess import Preprocess
-from corrq_jax.errors import InputError, require
+from corrq_jax.data.classes import IMAGENET_CLASSES, indices_of_folders
+from corrq_jax.data.labels import read_labels
+from corrq_jax.data.source import Record
+from corrq_jax.errors import InputError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 
 
+@dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """The pictures of a class folder, read one after the other when they are asked for.
+    """The pictures of a folder; a `Source`.
 
     Attributes:
-        classes: names of the class folders, sorted; a label is an index into them.
-        files: (path, label) of every picture, sorted by class, then by name.
-        corrupt: why, by the path of each picture that could not be read so far.
+        directory: the folder.
+        names: of the pictures, below the folder, with "/" between folders.
+        labels: index of the class of each; -1 for unknown.
     """
 
-    def __init__(self, classes: tuple[str, ...], files: tuple[tuple[pathlib.Path, int], ...]):
-        self.classes = classes
-        self.files = files
-        self.corrupt: dict[str, str] = {}
+    directory: pathlib.Path
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
 
-    def examples(self, preprocess: Preprocess) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields (float32[size, size, 3], label) for each picture that can be read.
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.names)
 
-        Those that cannot are left out and entered in `corrupt`.
-        """
-        pillow = require("PIL.Image", "demo")
-        self.corrupt.clear()
-        for path, label in self.files:
-            try:
-                with pillow.open(path) as file:
-                    image = file.convert("RGB")
-            except Exception as error:  # decoders raise anything on damaged data
-                self.corrupt[str(path)] = f"{type(error).__name__}: {error}"
-                continue
-            yield preprocess(image), label
+    def __getitem__(self, index: int) -> Record:
+        """Picture number `index`, as it lies in its file."""
+        name = self.names[index]
+        return Record(name, (self.directory / name).read_bytes(), self.labels[index])
+
+    @property
+    def identity(self) -> str:
+        """Start of a SHA-256 of the pictures' names, sizes and labels, wherever the folder is."""
+        hashed = hashlib.sha256()
+        for name, label in zip(self.names, self.labels, strict=True):
+            size = (self.directory / name).stat().st_size
+            hashed.update(f"{name}\0{size}\0{label}\n".encode())
+        return f"folder:{hashed.hexdigest()[:16]}"
 
 
-def read_folder(directory: str | os.PathLike[str]) -> ImageFolder:
-    """Lists the pictures below a folder with one folder for each class.
+def read_folder(
+    directory: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    *,
+    classes: int = IMAGENET_CLASSES,
+) -> ImageFolder:
+    """Lists the pictures below a folder, sorted by class folder and name.
 
     Hidden files and folders, and files whose suffix is not a picture's, are passed over.
 
+    Without `labels` there is one folder for each class, named by the index of the class or by its
+    WordNet id; as many folders of any name as there are classes are all classes in order. Else
+    the classes are unknown, which is a warning.
+
     Args:
         directory: the folder; pictures may lie at any depth in the class folders.
+        labels: a text file with the labels (see `read_labels`); pictures may then lie anywhere.
+        classes: how many classes the network tells apart.
 
     Returns:
         The pictures, none of which has been read yet.
 
     Raises:
-        InputError: `directory` is not a folder, or has no class folders with pictures.
+        InputError: `directory` is not a folder, or has no pictures where they are looked for.
+        FileFormatError: the file with the labels does not fit the pictures.
     """
     root = pathlib.Path(directory)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give one with a folder of pictures a class")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = tuple(
-        (path, label) for label, folder in enumerate(folders) for path in _pictures(folder)
-    )
-    if not files:
+    return _class_folders(root, classes) if labels is None else _labelled(root, labels, classes)
+
+
+def _class_folders(root: pathlib.Path, classes: int) -> ImageFolder:
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    pictures = [_pictures(root / name) for name in folders]
+    if not any(pictures):
         raise InputError(
             f"{root} has no pictures in folders of their own for each class, such as "
-            f"{root / 'cat' / '1.jpg'} (suffixes: {', '.join(sorted(SUFFIXES))})"
+            f"{root / 'n02123597' / '1.jpg'} (suffixes: {', '.join(sorted(SUFFIXES))}); pictures "
+            "in one folder need a file with labels"
         )
-    return ImageFolder(tuple(folder.name for folder in folders), files)
+    indices = indices_of_folders(folders, classes)
+    if indices is None:
+        warnings.warn(
+            f"{len(folders)} class folders that are neither numbers, nor WordNet ids of ImageNet, "
+            f"nor all {classes} classes: the pictures have no labels, so that top-1 and top-5 are "
+            "not measured, only how closely the float network is followed",
+            stacklevel=3,
+        )
+        indices = [-1] * len(folders)
+    names = tuple(
+        f"{folder}/{name}"
+        for folder, inside in zip(folders, pictures, strict=True)
+        for name in inside
+    )
+    labels = [
+        label for label, inside in zip(indices, pictures, strict=True) for _ in range(len(inside))
+    ]
+    return ImageFolder(root, names, tuple(labels))
 
 
-def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+def _labelled(root: pathlib.Path, labels: str | os.PathLike[str], classes: int) -> ImageFolder:
+    names = _pictures(root)
+    if not names:
+        raise InputError(f"{root} has no pictures (suffixes: {', '.join(sorted(SUFFIXES))})")
+    return ImageFolder(root, tuple(names), tuple(read_labels(labels, names, classes)))
+
+
+def _pictures(folder: pathlib.Path) -> list[str]:
+    below = (path.relative_to(folder) for path in folder.rglob("*"))
     return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        path.as_posix()
+        for path in below
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
     )

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corrq_jax.data.preprocess import Preprocess
-from corrq_jax.errors import FileFormatError, missing, require
+from corrq_jax.data.source import decode
+from corrq_jax.errors import FileFormatError, missing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,5 +115,4 @@ def _cat_photos() -> list[Photo]:
 
 
 def _photo(name: str, label: int, data: bytes) -> Photo:
-    image = require("PIL.Image", "demo").open(io.BytesIO(data))
-    return Photo(name, label, image.convert("RGB"))
+    return Photo(name, label, decode(data))

@@ -1,4 +1,6 @@
-import numpy as np
+import dataclasses
+import shutil
+
 import pytest
 from PIL import Image
 
@@ -8,7 +10,7 @@ from corrq_jax.errors import InputError
 PREPROCESS = data.Preprocess(size=4, crop_fraction=1.0, mean=0.0, std=1.0)
 
 
-def save(path, red):
+def save(path, red=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 5), (red, 0, 0)).save(path)
 
@@ -25,14 +27,53 @@ def root(tmp_path):
     return tmp_path
 
 
+def records(source):
+    return [source[index] for index in range(len(source))]
+
+
 def test_sorted_classes_and_pictures(root):
-    folder = data.read_folder(root)
-    assert folder.classes == ("cat", "dog")
-    names = [(path.name, label) for path, label in folder.files]
-    assert names == [("x.bmp", 0), ("a.PNG", 1), ("b.png", 1)]
-    examples = list(folder.examples(PREPROCESS))
-    assert [(image[0, 0, 0], label) for image, label in examples] == [(1, 0), (2, 1), (3, 1)]
-    assert folder.corrupt == {}
+    found = records(data.read_folder(root, classes=2))
+    names = [(record.name, record.label) for record in found]
+    assert names == [("cat/deep/x.bmp", 0), ("dog/a.PNG", 1), ("dog/b.png", 1)]
+    assert found[0].data == (root / "cat" / "deep" / "x.bmp").read_bytes()
+
+
+def test_folders_named_by_number(tmp_path):
+    for name in ("281", "7"):
+        save(tmp_path / name / "1.png")
+    assert [record.label for record in records(data.read_folder(tmp_path))] == [281, 7]
+    with pytest.warns(UserWarning, match="2 class folders that are neither"):
+        data.read_folder(tmp_path, classes=281)
+
+
+def test_folders_named_by_some_of_the_wordnet_ids(tmp_path):
+    for name in ("n15075141", "n02123597", "n01440764"):
+        save(tmp_path / name / "1.png")
+    assert [record.label for record in records(data.read_folder(tmp_path))] == [0, 284, 999]
+    with pytest.warns(UserWarning, match="neither numbers, nor WordNet ids"):
+        folder = data.read_folder(tmp_path, classes=10)
+    assert folder.labels == (-1, -1, -1)
+
+
+def test_folders_whose_class_is_not_told(root):
+    with pytest.warns(UserWarning, match="2 class folders .* nor all 1000 classes") as caught:
+        folder = data.read_folder(root)
+    assert folder.labels == (-1, -1, -1)
+    assert caught[0].filename == __file__
+
+
+def test_identity_tells_names_sizes_and_labels_not_the_place(root, tmp_path_factory):
+    folder = data.read_folder(root, classes=2)
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(root, copy)
+    before = folder.identity
+    assert data.read_folder(copy, classes=2).identity == before
+    relabelled = dataclasses.replace(folder, labels=(0, 1, 0))
+    (copy / "dog" / "b.png").rename(copy / "dog" / "c.png")
+    renamed = data.read_folder(copy, classes=2)
+    relabelled_identity = relabelled.identity
+    (root / "dog" / "b.png").write_bytes(b"another size")
+    assert len({before, relabelled_identity, renamed.identity, folder.identity}) == 4
 
 
 def test_corrupt_pictures_are_named_and_passed_over(root):
@@ -40,60 +81,27 @@ def test_corrupt_pictures_are_named_and_passed_over(root):
     (root / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "dog" / "empty.jpg").write_bytes(b"")
     (root / "cat" / "text.png").write_text("no picture")
-    folder = data.read_folder(root)
-    assert len(list(folder.examples(PREPROCESS))) == 3
-    assert sorted(folder.corrupt) == sorted(
-        str(root / p) for p in ("dog/cut.png", "dog/empty.jpg", "cat/text.png")
-    )
-    assert all(folder.corrupt.values())
-    (root / "dog" / "cut.png").write_bytes(whole)
-    assert len(list(folder.examples(PREPROCESS))) == 4
-    assert len(folder.corrupt) == 2
-
-
-def test_batches_of_a_folder(root):
-    folder = data.read_folder(str(root))
-    first, last = data.example_batches(folder.examples(PREPROCESS), 2)
-    assert first[0].shape == last[0].shape == (2, 4, 4, 3)
+    pictures = data.load(data.read_folder(str(root), classes=2), PREPROCESS, 2, workers=0)
+    first, last = pictures
+    assert first[0][:, 0, 0, 0].tolist() == [1, 2]
+    assert last[0][:, 0, 0, 0].tolist() == [3, 0]
     assert last[1].tolist() == [1, -1]
     assert last[2].tolist() == [True, False]
+    assert sorted(pictures.corrupt) == ["cat/text.png", "dog/cut.png", "dog/empty.jpg"]
+    assert all(pictures.corrupt.values())
+    (root / "dog" / "cut.png").write_bytes(whole)
+    assert len(list(pictures)) == 2
+    assert (pictures.count, len(pictures.corrupt)) == (4, 2)
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
     with pytest.raises(InputError, match="no pictures in folders of their own"):
         data.read_folder(tmp_path)
+    (tmp_path / "labels.txt").touch()
+    with pytest.raises(InputError, match="has no pictures"):
+        data.read_folder(tmp_path, tmp_path / "labels.txt")
     save(tmp_path / "loose.png", 1)
-    with pytest.raises(InputError, match="no pictures in folders of their own"):
+    with pytest.raises(InputError, match="need a file with labels"):
         data.read_folder(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         data.read_folder(tmp_path / "loose.png")
-
-
-def test_last_batch_is_padded():
-    images = np.arange(5 * 4, dtype=np.float32).reshape(5, 2, 2, 1)
-    first, second, last = data.batches(images, [4, 3, 2, 1, 0], 2)
-    np.testing.assert_array_equal(np.concatenate([first[0], second[0], last[0][:1]]), images)
-    assert [labels.tolist() for _, labels, _ in (first, second, last)] == [[4, 3], [2, 1], [0, -1]]
-    assert [mask.tolist() for _, _, mask in (first, last)] == [[True, True], [True, False]]
-    assert not last[0][1].any()
-    assert {(b[0].dtype, b[1].dtype, b[2].dtype) for b in (first, last)} == {
-        (np.dtype(np.float32), np.dtype(np.int32), np.dtype(bool))
-    }
-
-
-def test_no_batch_of_padding_only():
-    assert len(list(data.batches(np.zeros((4, 1)), np.zeros(4, int), 2))) == 2
-    assert list(data.batches(np.zeros((0, 1)), [], 2)) == []
-
-
-@pytest.mark.parametrize("counts", [(3, 2), (2, 3)])
-def test_unequal_counts(counts):
-    with pytest.raises(InputError, match="as many labels as images"):
-        list(data.batches(np.zeros((counts[0], 1)), [0] * counts[1], 2))
-
-
-def test_bad_batches():
-    with pytest.raises(InputError, match="batch_size is 0"):
-        data.batches(np.zeros((1, 1)), [0], 0)
-    with pytest.raises(InputError, match=r"shape \(3,\), others \(2,\)"):
-        list(data.batches([np.zeros(2), np.zeros(3)], [0, 0], 2))

@@ -29,6 +29,12 @@ def test_values_for_each_channel():
     np.testing.assert_array_equal(found, np.broadcast_to(np.float32([10, 10, 10]), (4, 4, 3)))
 
 
+def test_channels_in_reverse():
+    preprocess = data.Preprocess(4, 1.0, (1.0, 2.0, 3.0), (1.0, 2.0, 4.0), channels="BGR")
+    found = preprocess(Image.new("RGB", (4, 4), (11, 22, 43)))
+    np.testing.assert_array_equal(found, np.broadcast_to(np.float32([42, 10, 2]), (4, 4, 3)))
+
+
 def test_bicubic_differs_from_nearest():
     image = gradient(64, 64).rotate(30)
     bicubic, nearest = (
@@ -66,6 +72,8 @@ def test_boxes_are_squares_within_the_picture():
         ({"std": (1.0, -1.0, 1.0)}, "std is"),
         ({"mean": (1.0, 2.0)}, "mean is"),
         ({"resample": "cubic"}, "choose one of nearest, bilinear, bicubic"),
+        ({"channels": "GBR"}, "channels is 'GBR'; choose one of RGB, BGR"),
+        ({"geometry": "tf"}, "geometry is 'tf'; choose one of crop, keras"),
     ],
 )
 def test_bad_values(changes, match):
@@ -79,5 +87,23 @@ def test_preprocessing_by_name():
     assert preprocess == data.Preprocess(224, 0.875, 127.0, 128.0, "bicubic")
     assert hash(preprocess) == hash(data.preprocessing("efficientnet_lite", 224))
     assert data.preprocessing("efficientnet_lite", 300).crop_fraction == 300 / 332
-    with pytest.raises(InputError, match="choose one of efficientnet_lite"):
+    caffe = data.preprocessing("caffe", 299)
+    assert (caffe.size, caffe.crop_fraction, caffe.channels) == (299, 0.875, "BGR")
+    with pytest.raises(InputError, match="choose one of efficientnet_lite, caffe, tf, torch"):
         data.preprocessing("vgg", 224)
+
+
+@pytest.mark.parametrize("name", ["caffe", "tf", "torch", "efficientnet_lite"])
+def test_expected_moments_are_those_of_imagenets_pixels(name):
+    prepare = data.preprocessing(name, 8)
+    mean, std = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
+    # A picture whose pixels have each channel's mean, and others a deviation above and below it.
+    levels = [np.round(mean + k * std).astype(np.uint8) for k in (-1, 0, 1)]
+    low, middle, high = (
+        prepare(Image.new("RGB", (9, 9), tuple(map(int, level))))[0, 0].astype(float)
+        for level in levels
+    )
+    found_mean, found_variance = prepare.expected_moments()
+    step = 1 / np.min(prepare.std)  # pixels are whole numbers
+    np.testing.assert_allclose(found_mean, middle, atol=step)
+    np.testing.assert_allclose(np.sqrt(found_variance), (high - low) / 2, atol=step)
