@@ -1,156 +1,185 @@
-"""How well a network does, and how close it stays to a reference network.
+"""How well a network does on batches of pictures, on one device or on many.
 
 A network is any pure function `apply(params, images) -> logits`. Batches all have one shape; a mask
 tells the pictures from the padding of the last batch. The network is compiled once for each pair
-of `apply` and shapes: pass the same function object every time, not a new lambda.
+of `apply` and shapes: pass the same function object every time, not a new lambda. It is a step of
+its own, apart from the sums of `corrq_jax.metrics`, so that passes with a reference, without one
+and for the logits alone share it.
+
+Every device holds all parameters and works on its share of each batch. The host only starts work:
+while a device computes, the next pictures are read and sent, and results are fetched late.
 """
 
+import collections
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from corrq_jax.errors import InputError
+from corrq_jax.metrics import (
+    UNKNOWN,
+    Metrics,
+    check_labels,
+    measure,
+    metrics_from_logits,
+    summarize,
+    vector,
+)
+from corrq_jax.precision import Apply, in_dtype
 
-Apply = Callable[[Any, jax.Array], jax.Array]
+__all__ = ["UNKNOWN", "Metrics", "evaluate", "in_dtype", "logits", "metrics_from_logits"]
+
 Batch = tuple[Any, Any, Any]  # images, labels, mask
+Progress = Callable[[int, float | None], object]  # pictures done, pictures a second
 
-UNKNOWN = -1  # the label of a picture whose class is not known
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """Averages over pictures.
-
-    Attributes:
-        count: number of pictures.
-        labelled: how many of them have a known label.
-        top1: fraction of the labelled pictures whose label has the highest logit; None if none
-            is labelled. Among equal logits the first class wins.
-        top5: the same, among the five highest.
-        agreement: fraction of the pictures whose highest logit is that of the reference's; None
-            without a reference, like the two below.
-        kl: mean Kullback-Leibler divergence of the network from the reference,
-            KL(softmax(reference) || softmax(logits)), in nats.
-        correlation: Pearson correlation of all logits with the reference's; NaN if either are all
-            equal or not finite.
-
-    Pictures with a NaN among their logits count as wrong, and make `kl` and `correlation` NaN.
-    """
-
-    count: int
-    labelled: int
-    top1: float | None
-    top5: float | None
-    agreement: float | None = None
-    kl: float | None = None
-    correlation: float | None = None
+AHEAD = 2  # batches that are started before the result of an earlier one is fetched
 
 
 def evaluate(
-    apply: Apply, params: Any, batches: Iterable[Batch], reference: np.ndarray | None = None
+    apply: Apply,
+    params: Any,
+    batches: Iterable[Batch],
+    reference: np.ndarray | None = None,
+    *,
+    devices: Sequence[Any] | None = None,
+    dtype: Any = None,
+    progress: Progress | None = None,
 ) -> Metrics:
     """Measures a network on batches of pictures.
 
     Args:
-        apply: a pure function `(params, images) -> logits`, float[batch, classes]; hashable.
+        apply: a pure function `(params, images) -> logits`, float[batch, classes]; hashable. The
+            logits of a picture must not depend on the other pictures of its batch.
         params: any pytree.
         batches: yields (images, labels, mask): images of one shape and dtype, labels
-            int[batch] with -1 for unknown, mask bool[batch] with False for padding.
+            int[batch] with -1 for unknown, mask bool[batch] with False for padding. Up to three
+            batches are in use at a time: yield new arrays, not one that is filled anew.
         reference: logits float[count, classes] to compare with, in the order of the pictures, from
             `logits`.
+        devices: local devices that share each batch; None for all of jax's default platform, or
+            for the device that `jax.default_device` names. A batch that they do not divide is
+            padded here, so that a batch may have any size.
+        dtype: None, or what to compute in, such as "bfloat16"; see `in_dtype`.
+        progress: called after each batch as `progress(pictures_done, pictures_per_second)`. The
+            clock starts when the result of the first batch is there: compilation and the first
+            batch count in neither the pictures of the rate nor its time, and the first rate is
+            None. The time of reading pictures does count, and so does that of padding.
 
     Returns:
         The metrics; those that need a reference are None without one.
 
     Raises:
-        InputError: there are no pictures, shapes differ, a label is out of range, or `reference`
-            has another shape than the logits.
+        InputError: there are no pictures, shapes differ, a label is out of range, `reference`
+            has another shape than the logits, or `devices` or `dtype` cannot be used.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> def network(params, images):
+    ...     return images @ params
+    >>> batch = np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, -1]), np.arange(4) < 3
+    >>> found = evaluate(network, jnp.eye(3), [batch, batch], progress=lambda n, rate: print(n))
+    3
+    6
+    >>> found.count, round(found.top1, 3)
+    (6, 0.667)
     """
-    parts = []
-    row = 0
-    for images, labels, mask in _uniform(batches):
-        output = _logits(apply, params, images)
-        _check_labels(labels, mask, output.shape[1])
-        expected = None
-        if reference is not None:
-            expected = _pad_rows(reference, row, mask, output.shape[1])
-        row += int(mask.sum())
-        parts.append(_measure(output, labels, mask, expected))
-    if reference is not None and row != len(reference):
-        raise InputError(f"the reference has {len(reference)} rows for {row} pictures")
-    return _summarize(jax.device_get(parts))
+    run = _Run.prepared(apply, params, devices, dtype)
+    reference = None if reference is None else np.asarray(reference)
+    return summarize(list(_fetched(_parts(run, batches, reference), progress)))
 
 
-def logits(apply: Apply, params: Any, batches: Iterable[Batch]) -> np.ndarray:
+def logits(
+    apply: Apply,
+    params: Any,
+    batches: Iterable[Batch],
+    *,
+    devices: Sequence[Any] | None = None,
+    dtype: Any = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
     """Computes the logits of all pictures, without the padding.
 
     Args:
-        apply: as in `evaluate`.
+        apply: as in `evaluate`, like all others.
         params: any pytree.
-        batches: as in `evaluate`.
+        batches: their labels are not looked at.
+        devices: local devices that share each batch.
+        dtype: None, or what to compute in.
+        progress: called after each batch.
 
     Returns:
-        float[count, classes], in the order of the pictures.
+        float[count, classes], in the order of the pictures; float32 if there is a `dtype`.
 
     Raises:
-        InputError: there are no pictures, or shapes differ.
+        InputError: there are no batches, shapes differ, or `devices` or `dtype` cannot be used.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> def network(params, images):
+    ...     return images @ params
+    >>> batch = np.eye(4, 3, dtype=np.float32), np.full(4, -1), np.arange(4) < 3
+    >>> logits(network, jnp.eye(3), [batch], dtype="bfloat16").shape
+    (3, 3)
     """
-    rows = [
-        np.asarray(_logits(apply, params, images))[mask] for images, _, mask in _uniform(batches)
-    ]
+    run = _Run.prepared(apply, params, devices, dtype)
+    started = ((int(mask.sum()), (run(images), mask)) for images, _, mask in _uniform(batches))
+    rows = [output[: len(mask)][mask] for output, mask in _fetched(started, progress)]
     if not rows:
         raise InputError("there are no batches; give at least one")
     return np.concatenate(rows)
 
 
-def metrics_from_logits(
-    logits: np.ndarray | jax.Array,
-    labels: np.ndarray,
-    reference: np.ndarray | jax.Array | None = None,
-) -> Metrics:
-    """Computes the metrics of `evaluate` from logits that are known already.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A network whose parameters lie on every one of its devices."""
 
-    Args:
-        logits: float[count, classes].
-        labels: int[count], -1 for unknown.
-        reference: float[count, classes].
+    apply: Apply
+    params: Any
+    split: NamedSharding  # of the first axis of a batch over the devices
+    direct: bool  # the only device is where the compiled step sends NumPy arrays itself
 
-    Returns:
-        The metrics; those that need a reference are None without one.
-
-    Raises:
-        InputError: there are no pictures, shapes differ, or a label is out of range.
-    """
-    if np.ndim(logits) != 2:
-        raise InputError(f"logits have shape {np.shape(logits)}; (count, classes) is needed")
-    labels, mask = _vector(labels, "labels", len(logits)), np.ones(len(logits), bool)
-    _check_labels(labels, mask, logits.shape[1])
-    if reference is not None and np.shape(reference) != np.shape(logits):
-        raise InputError(
-            f"the reference has shape {np.shape(reference)}, the logits {np.shape(logits)}"
+    @classmethod
+    def prepared(cls, apply: Apply, params: Any, devices: Any, dtype: Any) -> "_Run":
+        try:
+            hash(apply)
+        except TypeError as error:
+            raise InputError(
+                f"apply must be hashable, such as a function, not {apply!r}"
+            ) from error
+        mesh = Mesh(np.array(_checked(devices)), ("batch",))
+        return cls(
+            apply=apply if dtype is None else in_dtype(apply, dtype),
+            params=jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+            split=NamedSharding(mesh, PartitionSpec("batch")),
+            direct=devices is None and mesh.size == 1,
         )
-    return _summarize(jax.device_get([_measure(logits, labels, mask, reference)]))
 
+    def __call__(self, images: Any) -> jax.Array:
+        """float[batch, classes], the batch padded for the devices; only started."""
+        images = self.spread(images)
+        output = _forward(self.apply, self.params, images)
+        if np.ndim(output) != 2 or len(output) != len(images):
+            raise InputError(
+                f"apply returned shape {np.shape(output)} for {len(images)} images; "
+                "(batch, classes) is needed"
+            )
+        return output
 
-class _Comparison(NamedTuple):
-    """Sums over the pictures of a batch, and moments of all its logits."""
-
-    agreement: jax.Array
-    kl: jax.Array
-    moments: jax.Array  # n, means of logits and reference, their squares and product about them
-
-
-class _Part(NamedTuple):
-    """Sums over the pictures of a batch."""
-
-    counts: jax.Array  # int32[4]: pictures, labelled ones, right ones, right ones among five
-    comparison: _Comparison | None
+    def spread(self, array: Any) -> Any:
+        """An array with the devices' shares of its first axis, and zeros to make them even."""
+        if self.direct and isinstance(array, np.ndarray):
+            return array  # much faster than device_put where batches are small
+        extra = -len(array) % self.split.mesh.size
+        if extra:
+            # An array that is on a device already must not come back to be padded.
+            pad = jnp.pad if isinstance(array, jax.Array) else np.pad
+            array = pad(array, [(0, extra)] + [(0, 0)] * (array.ndim - 1))
+        return jax.device_put(array, self.split)
 
 
 @functools.partial(jax.jit, static_argnames="apply")
@@ -158,99 +187,86 @@ def _forward(apply: Apply, params: Any, images: jax.Array) -> jax.Array:
     return apply(params, images)
 
 
-@jax.jit
-def _measure(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array, reference: jax.Array | None
-) -> _Part:
-    known = mask & (labels != UNKNOWN)
-    rank = jnp.where(known, _rank(logits, jnp.where(known, labels, 0)), logits.shape[1])
-    return _Part(
-        counts=jnp.stack([x.sum() for x in (mask, known, known & (rank < 1), known & (rank < 5))]),
-        comparison=None if reference is None else _compare(logits, reference, mask),
-    )
-
-
-def _compare(logits: jax.Array, reference: jax.Array, mask: jax.Array) -> _Comparison:
-    valid = ~(jnp.isnan(logits).any(1) | jnp.isnan(reference).any(1))
-    same = logits.argmax(1) == reference.argmax(1)
-    return _Comparison(
-        agreement=(mask & valid & same).sum(),
-        kl=jnp.where(mask, _kl(reference, logits), 0).sum(),
-        moments=_moments(logits, reference, mask),
-    )
-
-
-def _rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes come before the label's; all of them where a logit is NaN."""
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
-    before = (logits > own) | ((logits == own) & earlier)
-    return jnp.where(jnp.isnan(logits).any(1), jnp.iinfo(jnp.int32).max, before.sum(1))
-
-
-def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
-    """KL(softmax(p) || softmax(q)) of each row; rounding cannot make it negative."""
-    log_p, log_q = (
-        jax.nn.log_softmax(p.astype(jnp.float32)),
-        jax.nn.log_softmax(q.astype(jnp.float32)),
-    )
-    prob = jnp.exp(log_p)
-    # Of NaN, `prob == 0` is False: it stays.
-    return jnp.maximum(jnp.where(prob == 0, 0, prob * (log_p - log_q)).sum(1), 0)
-
-
-def _moments(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
-    keep = mask[:, None]
-    n = (mask.sum() * a.shape[1]).astype(jnp.float32)
-    a, b = (jnp.where(keep, x.astype(jnp.float32), 0) for x in (a, b))
-    mean_a, mean_b = (x.sum() / jnp.maximum(n, 1) for x in (a, b))
-    a, b = jnp.where(keep, a - mean_a, 0), jnp.where(keep, b - mean_b, 0)
-    return jnp.stack([n, mean_a, mean_b, (a * a).sum(), (b * b).sum(), (a * b).sum()])
-
-
-def _summarize(parts: list[_Part]) -> Metrics:
-    if not parts or not (counts := np.sum([p.counts for p in parts], axis=0))[0]:
-        raise InputError("there are no pictures; give at least one")
-    count, labelled, top1, top5 = map(int, counts)
-    metrics = Metrics(
-        count=count,
-        labelled=labelled,
-        top1=top1 / labelled if labelled else None,
-        top5=top5 / labelled if labelled else None,
-    )
-    compared = [p.comparison for p in parts if p.comparison is not None]
-    if not compared:
-        return metrics
-    return dataclasses.replace(
-        metrics,
-        agreement=int(sum(c.agreement for c in compared)) / count,
-        kl=math.fsum(float(c.kl) for c in compared) / count,
-        correlation=_correlation(np.stack([c.moments for c in compared]).astype(np.float64)),
-    )
-
-
-def _correlation(moments: np.ndarray) -> float:
-    """Joins moments about the batches' own means: sums about zero would cancel in float32."""
-    if not np.isfinite(moments).all():
-        return math.nan
-    n, mean_a, mean_b, aa, bb, ab = moments.T
-    da, db = mean_a - np.average(mean_a, weights=n), mean_b - np.average(mean_b, weights=n)
-    aa, bb, ab = (aa + n * da * da).sum(), (bb + n * db * db).sum(), (ab + n * da * db).sum()
-    return float(ab / math.sqrt(aa * bb)) if aa * bb > 0 else math.nan
-
-
-def _logits(apply: Apply, params: Any, images: Any) -> jax.Array:
-    try:
-        hash(apply)
-    except TypeError as error:
-        raise InputError(f"apply must be hashable, such as a function, not {apply!r}") from error
-    output = _forward(apply, params, images)
-    if np.ndim(output) != 2 or len(output) != len(images):
+def _checked(devices: Sequence[Any] | None) -> list[Any]:
+    if devices is None:
+        default = getattr(jax.config, "jax_default_device", None)
+        if default is None:
+            return jax.local_devices()
+        # A device, or the name of a platform.
+        return jax.local_devices(backend=default)[:1] if isinstance(default, str) else [default]
+    devices = list(devices)
+    local = set(devices) & set(jax.local_devices(backend=_platform(devices)))
+    if not devices or len(local) < len(devices):
         raise InputError(
-            f"apply returned shape {np.shape(output)} for {len(images)} images; "
-            "(batch, classes) is needed"
+            f"devices is {devices}; give one or more of jax.local_devices(), each once, or None"
         )
-    return output
+    return devices
+
+
+def _platform(devices: list[Any]) -> str | None:
+    """The first device's: those of another are then not among its local ones."""
+    return getattr(devices[0], "platform", None) if devices else None
+
+
+def _parts(
+    run: _Run, batches: Iterable[Batch], reference: np.ndarray | None
+) -> Iterator[tuple[int, Any]]:
+    """Starts batch by batch: how many pictures, and their sums."""
+    row = 0
+    for images, labels, mask in _uniform(batches):
+        output = run(images)
+        check_labels(labels, mask, output.shape[1])
+        expected = None
+        if reference is not None:
+            expected = run.spread(_pad_rows(reference, row, mask, output.shape[1]))
+        pictures = int(mask.sum())
+        row += pictures
+        yield pictures, measure(output, run.spread(labels), run.spread(mask), expected)
+    if reference is not None and row != len(reference):
+        raise InputError(f"the reference has {len(reference)} rows for {row} pictures")
+
+
+def _fetched(started: Iterator[tuple[int, Any]], progress: Progress | None) -> Iterator[Any]:
+    """The results on the host, each fetched when later batches are started already.
+
+    That bounds the batches which take memory on the devices, too.
+    """
+    waiting: collections.deque[tuple[int, Any]] = collections.deque()
+    speed = _Speed(progress)
+
+    def fetch() -> Any:
+        pictures, result = waiting.popleft()
+        result = jax.device_get(result)
+        speed.done(pictures)
+        return result
+
+    for index, item in enumerate(started):
+        waiting.append(item)
+        # The clock starts with the first result: to fetch it late would be to start it late.
+        if len(waiting) > AHEAD or (progress is not None and index == 0):
+            yield fetch()
+    while waiting:
+        yield fetch()
+
+
+class _Speed:
+    """Counts pictures, and the time since those of the first batch were done."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.pictures = 0
+        self.first: tuple[int, float] | None = None
+
+    def done(self, pictures: int) -> None:
+        now = time.perf_counter()
+        self.pictures += pictures
+        rate = None
+        if self.first is None:
+            self.first = self.pictures, now
+        elif now > self.first[1]:
+            rate = (self.pictures - self.first[0]) / (now - self.first[1])
+        if self.progress is not None:
+            self.progress(self.pictures, rate)
 
 
 def _uniform(batches: Iterable[Batch]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
@@ -264,27 +280,10 @@ def _uniform(batches: Iterable[Batch]) -> Iterator[tuple[Any, np.ndarray, np.nda
                 f"a batch of images has shape and dtype {kind}, the first one {first}; pad the "
                 "last batch (corrq_jax.data.batches does)"
             )
-        mask = _vector(mask, "mask", len(images))
+        mask = vector(mask, "mask", len(images))
         if mask.dtype != bool:
             raise InputError(f"mask has dtype {mask.dtype}; bool is needed")
-        yield images, _vector(labels, "labels", len(images)), mask
-
-
-def _vector(values: Any, what: str, length: int) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != (length,):
-        raise InputError(f"{what} has shape {values.shape}; ({length},) is needed")
-    return values
-
-
-def _check_labels(labels: np.ndarray, mask: np.ndarray, classes: int) -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels have dtype {labels.dtype}; integers are needed")
-    bad = labels[mask & ((labels < UNKNOWN) | (labels >= classes))]
-    if bad.size:
-        raise InputError(
-            f"label {bad[0]} is out of range; give 0 to {classes - 1}, or {UNKNOWN} for unknown"
-        )
+        yield images, vector(labels, "labels", len(images)), mask
 
 
 def _pad_rows(reference: np.ndarray, start: int, mask: np.ndarray, classes: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Metrics against their definitions in NumPy float64, masks, ties, NaN, and retraces."""
+"""Metrics against their definitions in NumPy float64, masks, ties, NaN, retraces, and speed."""
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +169,98 @@ def test_the_network_is_traced_once(case):
     assert len(traces) == 1
     evaluation.evaluate(apply, {"w": Scaled(3.0, jnp.ones(12))}, batches)
     assert len(traces) == 2
+
+
+class Clock:
+    """Stands for the module `time`; every picture read takes a second, compilation a hundred."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def read(self, batches):
+        for batch in batches:
+            self.now += len(batch[0])
+            yield batch
+
+
+@pytest.mark.parametrize("of", [evaluation.evaluate, evaluation.logits])
+def test_speed_leaves_out_compilation_and_the_first_batch(case, monkeypatch, of):
+    logits, labels, _ = case
+    clock, told = Clock(), []
+    monkeypatch.setattr(evaluation, "time", clock)
+
+    def apply(params, images):
+        clock.now += 100
+        return images * params
+
+    def progress(pictures, rate):
+        told.append((pictures, rate, clock.now))
+
+    of(apply, jnp.float32(1), clock.read(one(4, logits, labels)), progress=progress)
+    # The first is fetched at once, each other one when two more are started: 4 s later each.
+    assert told == [
+        (4, None, 104),
+        (8, 4 / 12, 116),
+        (12, 8 / 16, 120),
+        (16, 12 / 20, 124),
+        (20, 16 / 20, 124),
+        (23, 19 / 20, 124),  # 20 s for 19 pictures and one of padding
+    ]
+
+
+def test_a_standing_clock_gives_no_speed(case, monkeypatch):
+    logits, labels, _ = case
+    monkeypatch.setattr(evaluation, "time", Clock())
+    told = []
+    evaluation.evaluate(
+        identity,
+        jnp.float32(1),
+        one(12, logits, labels),
+        progress=lambda *now: told.append(now),
+    )
+    assert told == [(12, None), (23, None)]
+
+
+@pytest.mark.parametrize("of", [evaluation.evaluate, evaluation.logits])
+def test_results_are_fetched_late_but_not_too_late(case, monkeypatch, of):
+    logits, labels, _ = case
+    events = []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: (events.append("fetch"), fetch(x))[1])
+
+    def read():
+        for batch in one(4, logits, labels):
+            events.append("read")
+            yield batch
+
+    of(identity, jnp.float32(1), read())
+    assert events == ["read"] * 3 + ["fetch", "read"] * 3 + ["fetch"] * 3
+
+
+def test_devices_are_chosen(case):
+    logits, labels, reference = case
+    batches = one(10, logits, labels)
+    expected = evaluation.evaluate(identity, jnp.float32(1), batches, reference)
+    for devices in (jax.local_devices()[:1], tuple(jax.local_devices()[:1])):
+        found = evaluation.evaluate(identity, jnp.float32(1), batches, reference, devices=devices)
+        assert found == expected
+    for default in ("cpu", jax.local_devices()[0]):
+        with jax.default_device(default):
+            assert evaluation.evaluate(identity, jnp.float32(1), batches, reference) == expected
+    for devices in ([], [jax.local_devices()[0]] * 2, ["cpu"]):
+        with pytest.raises(InputError, match=r"devices is .*; give one or more of jax\.local_dev"):
+            evaluation.evaluate(identity, jnp.float32(1), batches, devices=devices)
+
+
+def test_arrays_of_jax_are_taken(case):
+    logits, labels, reference = case
+    expected = evaluation.evaluate(identity, jnp.float32(1), one(10, logits, labels), reference)
+    arrays = [tuple(map(jnp.asarray, batch)) for batch in one(10, logits, labels)]
+    found = evaluation.evaluate(identity, jnp.float32(1), arrays, jnp.asarray(reference))
+    assert found == expected
 
 
 def test_bad_arguments(case):
