@@ -1,30 +1,26 @@
 """A run as one self-contained HTML page, with its figures and its numbers as files beside it."""
 
-import base64
 import dataclasses
 import importlib.resources
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-from corrq_jax import plots
 from corrq_jax.atomic import atomic_write
-from corrq_jax.errors import InputError, require
+from corrq_jax.errors import require
+from corrq_jax.html_figures import (
+    Picture,
+    correlation,
+    has_accuracy,
+    is_data_set,
+    is_few,
+    percent,
+    pictures,
+    pictures_text,
+)
+from corrq_jax.paper import FLOAT, Comparison
+from corrq_jax.plot_style import bits_text
 from corrq_jax.results import Result, Run
-
-
-@dataclasses.dataclass(frozen=True)
-class _Figure:
-    """A picture in the page and on disk."""
-
-    file: str
-    png: bytes
-    alt: str
-    caption: str
-
-    @property
-    def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +50,22 @@ class _Headline:
     smaller: str
 
 
-def render(run: Run) -> str:
+@dataclasses.dataclass(frozen=True)
+class _PublishedRow:
+    """A figure of the papers, and lines on what was measured in its place."""
+
+    what: str
+    bits: str
+    published: str
+    measured: Sequence[str]
+
+
+def render(run: Run, published: Sequence[Comparison] = ()) -> str:
     """The page of a run: no file and no address outside it is needed to show it.
 
     Args:
         run: what was measured; at least one result.
+        published: figures of the papers to show beside it, from `corrq_jax.paper.beside`.
 
     Returns:
         The HTML text. Names from the run are escaped.
@@ -67,11 +74,15 @@ def render(run: Run) -> str:
         InputError: the run has no results.
         MissingDependencyError: matplotlib or jinja2 is not installed.
     """
-    return _page(run, _figures(run))
+    return _page(run, pictures(run), published)
 
 
 def write_report(
-    run: Run, directory: str | os.PathLike[str], *, overwrite: bool = False
+    run: Run,
+    directory: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    published: Sequence[Comparison] = (),
 ) -> tuple[pathlib.Path, ...]:
     """Writes `index.html`, its figures as PNG files, `results.json` and `results.csv`.
 
@@ -81,6 +92,7 @@ def write_report(
         run: what was measured; at least one result.
         directory: the folder; made when it does not exist, in a folder that does.
         overwrite: whether the files of an earlier report may be replaced.
+        published: as for `render`.
 
     Returns:
         The paths of the written files; the page is the last.
@@ -92,11 +104,11 @@ def write_report(
         OSError: a file cannot be written.
         MissingDependencyError: matplotlib or jinja2 is not installed.
     """
-    figures = _figures(run)
+    figures = pictures(run)
     files = {figure.file: figure.png for figure in figures}
     files["results.json"] = run.to_json().encode()
     files["results.csv"] = run.to_csv().encode()
-    files["index.html"] = _page(run, figures).encode()
+    files["index.html"] = _page(run, figures, published).encode()
     folder = _folder(directory, files, overwrite=overwrite)
     for name, data in files.items():
         with atomic_write(folder / name, overwrite=overwrite) as temporary:
@@ -121,7 +133,7 @@ def _folder(
     return folder
 
 
-def _page(run: Run, figures: Sequence[_Figure]) -> str:
+def _page(run: Run, figures: Sequence[Picture], published: Sequence[Comparison]) -> str:
     jinja2 = require("jinja2", "plots")
     source = importlib.resources.files("corrq_jax") / "templates" / "report.html"
     environment = jinja2.Environment(
@@ -137,11 +149,38 @@ def _page(run: Run, figures: Sequence[_Figure]) -> str:
         headlines=_headlines(run),
         float_megabytes=_megabytes(run.float_nbytes),
         megabytes=_megabytes,
-        percent=_percent,
-        bits_text=_bits_text,
+        percent=percent,
+        bits_text=bits_text,
         has_peers=any(result.peer for result in run.results),
-        correlation=_correlation,
+        correlation=correlation,
+        published=_published_rows(run, published),
+        pictures=pictures_text(run),
+        data=run.environment.get("data"),
+        is_data_set=is_data_set(run),
+        is_few=is_few(run),
+        has_accuracy=has_accuracy(run.results),
+        has_fidelity=any(r.agreement is not None or r.kl is not None for r in run.results),
     )
+
+
+def _published_rows(run: Run, published: Sequence[Comparison]) -> list[_PublishedRow]:
+    """The float network, as far as its figures are known, and the figures of the papers."""
+    networks = dict.fromkeys(one.published.network for one in published)
+    here = f"{percent(run.float_top5)} (top-1 {percent(run.float_top1)})"
+    known = [FLOAT[name] for name in networks if name in FLOAT]
+    rows = [
+        _PublishedRow(
+            *("float network", "–", f"{percent(top5)} (top-1 {percent(top1)})", [here])  # noqa: RUF001
+        )
+        for top1, top5 in known
+    ]
+    for one in published:
+        figure = one.published
+        measured = [f"{method}: {percent(top5)}" for method, top5 in one.measured]
+        share = f"{100 * figure.top5:.0f}%"
+        row = _PublishedRow(f"Part {figure.part}", str(figure.bits), share, measured or ["not run"])
+        rows.append(row)
+    return rows
 
 
 def _columns(run: Run) -> list[_Column]:
@@ -156,7 +195,7 @@ def _columns(run: Run) -> list[_Column]:
         ),
         _Column(
             *("agreement", "same best class as the float network"),
-            *(lambda r: r.agreement, _percent, max),
+            *(lambda r: r.agreement, percent, max),
         ),
         _Column(
             *("KL", "divergence from the float network's output, in nats"),
@@ -166,13 +205,13 @@ def _columns(run: Run) -> list[_Column]:
             *("1 − ρ²", "share of variance lost, of the mean ρ"),  # noqa: RUF001
             *(lambda r: r.noise, lambda x: f"{x:.2e}", min),
         ),
-        _Column("mean ρ", "mean over layers", lambda r: r.mean_correlation, _correlation, max),  # noqa: RUF001
-        _Column("min ρ", "the worst layer", lambda r: r.min_correlation, _correlation, max),  # noqa: RUF001
-        _Column("top-1", "the label is the best class", lambda r: r.top1, _percent, max),
-        _Column("top-5", "the label is among the best five", lambda r: r.top5, _percent, max),
+        _Column("mean ρ", "mean over layers", lambda r: r.mean_correlation, correlation, max),  # noqa: RUF001
+        _Column("min ρ", "the worst layer", lambda r: r.min_correlation, correlation, max),  # noqa: RUF001
+        _Column("top-1", "the label is the best class", lambda r: r.top1, percent, max),
+        _Column("top-5", "the label is among the best five", lambda r: r.top5, percent, max),
         _Column(
             *("logit ρ", "correlation of the logits with the float network's"),  # noqa: RUF001
-            *(lambda r: r.logit_correlation, _correlation, max),
+            *(lambda r: r.logit_correlation, correlation, max),
         ),
         _Column(
             *("bits / weight", "stored bits a quantized weight, everything counted"),
@@ -187,8 +226,8 @@ def _float_cells(run: Run, columns: Sequence[_Column]) -> list[str]:
     known = {
         "MB": _megabytes(run.float_nbytes),
         "smaller": "1.0×",  # noqa: RUF001
-        "top-1": _percent(run.float_top1),
-        "top-5": _percent(run.float_top5),
+        "top-1": percent(run.float_top1),
+        "top-5": percent(run.float_top5),
     }
     return [known.get(column.heading, "–") for column in columns]  # noqa: RUF001
 
@@ -235,86 +274,5 @@ def _headlines(run: Run) -> list[_Headline]:
     return headlines
 
 
-def _figures(run: Run) -> list[_Figure]:
-    if not run.results:
-        raise InputError(f"run of {run.network!r}: no results to report; give at least one Result")
-    figures = _comparisons(run, [r for r in run.results if not r.peer])
-    if any(result.peer for result in run.results):
-        figures += _comparisons(run, plots.beside_peers(run.results), "peers-")
-    for number, layer in enumerate(run.densities, start=1):
-        caption = plots.density_caption(layer)
-        png = plots.png_bytes(plots.density_figure(layer))
-        alt = f"Histogram of a layer's weights with quantization levels. {caption}"
-        figures.append(_Figure(f"density-{number:02d}.png", png, alt, caption))
-    return figures
-
-
-def _comparisons(run: Run, results: Sequence[Result], prefix: str = "") -> list[_Figure]:
-    """What results lose against the bits that they store, as far as it was measured."""
-    figures = []
-    if any(result.mean_correlation < 1 for result in results):
-        figures.append(_correlation_figure(results, f"{prefix}correlation.png"))
-    if any(r.agreement is not None or r.kl for r in results):
-        figures.append(_fidelity_figure(run, results, f"{prefix}fidelity.png"))
-    return figures
-
-
-def _correlation_figure(results: Sequence[Result], file: str) -> _Figure:
-    caption = (
-        "The share of the weights' variance that quantization loses, 1 − ρ² with the mean "  # noqa: RUF001
-        "correlation ρ over layers, against stored bits a quantized weight. Lower is better; one "  # noqa: RUF001
-        f"more bit divides it by about four. {_counted(results)}"
-    )
-    values = [(r, f"{r.noise:.2g}") for r in results]
-    alt = f"Line chart of 1 − ρ² against stored bits a weight. {_spoken(values)}"  # noqa: RUF001
-    png = plots.png_bytes(plots.correlation_figure(results))
-    return _Figure(file, png, alt, caption)
-
-
-def _fidelity_figure(run: Run, results: Sequence[Result], file: str) -> _Figure:
-    caption = (
-        f"Agreement of the best class with the float network on {run.views:,} views of "
-        f"{run.photos:,} photos (above) and the mean KL divergence from its output (below), "
-        f"against stored bits a quantized weight. {_counted(results)}"
-    )
-    values = [(r, _percent(r.agreement)) for r in results if r.agreement is not None]
-    alt = f"Line charts of agreement and KL against stored bits a weight. {_spoken(values)}"
-    png = plots.png_bytes(plots.fidelity_figure(results))
-    return _Figure(file, png, alt, caption)
-
-
-def _counted(results: Sequence[Result]) -> str:
-    """What stored bits are."""
-    text = "Levels, scales and header are counted."
-    if any(result.peer for result in results):
-        text += (
-            " Grey: other libraries' quantizers, counted without a header; beside a point of each, "
-            "where there is room, what shares a scale."
-        )
-    return text
-
-
-def _spoken(values: Sequence[tuple[Result, str]]) -> str:
-    """The chart's values at the width that most methods have, for those who cannot see it."""
-    if not values:
-        return ""
-    all_bits = [result.bits for result, _ in values]
-    bits = max(sorted(set(all_bits)), key=all_bits.count)
-    parts = [f"{result.method} {text}" for result, text in values if result.bits == bits]
-    return f"At {bits:g} bits: {', '.join(parts)}."
-
-
 def _megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:.2f}" if nbytes < 1e8 else f"{nbytes / 1e6:,.0f}"
-
-
-def _bits_text(bits: float) -> str:
-    return "1 bit" if bits == 1 else f"{bits:g} bits"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}%"  # noqa: RUF001
-
-
-def _correlation(rho: float | None) -> str:
-    return "–" if rho is None else f"{rho:.5f}"  # noqa: RUF001

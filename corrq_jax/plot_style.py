@@ -132,6 +132,11 @@ def peer_marker(name: str) -> dict[str, Any]:
     return {"marker": marker, "s": 22, "color": PEER_COLOR, "linewidths": 1.0, "zorder": 1.5}
 
 
+def bits_text(bits: float) -> str:
+    """A bit width in words, such as "1 bit" or "2.5 bits"."""
+    return "1 bit" if bits == 1 else f"{bits:g} bits"
+
+
 def styled() -> contextlib.AbstractContextManager[None]:
     """Within it figures are made in this package's style, whatever the user's settings are."""
     return matplotlib.style.context(["default", _RC])

@@ -14,9 +14,15 @@ from synthetic_run import synthetic_run
 
 from corrq_jax import html_report
 from corrq_jax.errors import InputError
+from corrq_jax.paper import Comparison, Published
 from corrq_jax.results import LayerResult, Run
 
 RUN = synthetic_run()
+PLAIN = ("linear", "exponential", "linear + correlation", "exponential + correlation", "optimal")
+PUBLISHED = Comparison(
+    Published("vgg16", "II", 3, 0.76, PLAIN[2:4]), ((PLAIN[2], 0.7012), (PLAIN[3], 0.6998))
+)
+NOT_RUN = Comparison(Published("vgg16", "I", 5, 0.69, ("exponential",)), ())
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 HOSTILE = "<script>alert('x')</script>&\"{{ 7*7 }}"
 
@@ -61,6 +67,13 @@ def page(source):
     return Page(source)
 
 
+def data_set(pictures, **changes):
+    """The run as if it had been measured on a data set."""
+    environment = {**RUN.environment, "data": "imagenet <2012>"}
+    changes = {"densities": (), "environment": environment, **changes}
+    return dataclasses.replace(RUN, photos=pictures, views=pictures, **changes)
+
+
 def table(source):
     """The results table's body as rows of cell sources."""
     body = source.partition("<table>")[2].partition("</table>")[0]
@@ -91,7 +104,7 @@ def test_the_page_is_for_phones_and_dark_screens(page, source):
 def test_every_figure_is_a_picture_with_words(page):
     image = pytest.importorskip("PIL.Image")
     pictures = page.all("img")
-    assert len(pictures) == 6 == len(page.all("figcaption"))
+    assert len(pictures) == 8 == len(page.all("figcaption"))
     for picture in pictures:
         data = base64.b64decode(
             picture["src"].removeprefix("data:image/png;base64,"), validate=True
@@ -241,6 +254,77 @@ def test_a_run_without_fidelity():
         assert absent not in page.text
 
 
+def test_a_data_set_is_no_views_of_photos():
+    source = html_report.render(data_set(10_000))
+    page = Page(source)
+    assert "compared on10,000 pictures" in page.text.replace("compared on ", "compared on")
+    assert "Top-1 and top-5 are accuracy on 10,000 pictures (imagenet <2012>)." in page.text
+    assert "Agreement and KL were measured on 10,000 pictures. They are fidelity" in page.text
+    assert "float network on 10,000 pictures (above)" in page.text
+    for absent in ("views", "photo", "no test set"):
+        assert absent not in page.text
+
+
+@pytest.mark.parametrize(("pictures", "warned"), [(999, True), (1000, False)])
+def test_few_pictures_are_no_test_set(pictures, warned):
+    text = Page(html_report.render(data_set(pictures))).text
+    assert ("So few pictures are no test set" in text) == warned
+    assert Page(html_report.render(data_set(1))).text.count("on 1 picture ") >= 2
+
+
+def test_a_data_set_without_labels():
+    bare = tuple(dataclasses.replace(r, top1=None, top5=None) for r in RUN.results)
+    run = data_set(5000, results=bare, float_top1=None, float_top5=None)
+    page = Page(html_report.render(run))
+    assert "measured on 5,000 pictures (imagenet <2012>). They are fidelity" in page.text
+    assert "accuracy on" not in page.text
+    assert not any("of accuracy" in picture["alt"] for picture in page.all("img"))
+
+
+def test_published_figures_are_beside_ours():
+    run = data_set(10_000, float_top1=0.709, float_top5=0.898)
+    source = html_report.render(run, (PUBLISHED, NOT_RUN))
+    page = Page(source)
+    text = page.text.partition("Beside the published figures")[2].partition("Figures")[0]
+    assert "what was measured here on 10,000 pictures." in text
+    assert "do not say which grid or which levels" in text
+    assert "nor the number of pictures or the preprocessing" in text
+    body = source.partition('aria-labelledby="published"')[2].partition("</table>")[0]
+    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", r) for r in re.findall(r"<tr>.*?</tr>", body)]
+    assert rows[1:] == [
+        ["float network", "–", "90.1% (top-1 71.3%)", "89.8% (top-1 70.9%)"],  # noqa: RUF001
+        [
+            *("Part II", "3", "76%"),
+            "linear + correlation: 70.1%<br>exponential + correlation: 70.0%",
+        ],
+        ["Part I", "5", "69%", "not run"],
+    ]
+    assert "no test set" not in text
+    assert "http" not in re.sub(r"http-equiv|data:[^\"]*", "", source)
+    assert page.all("a") == []
+
+
+def test_published_figures_beside_photos_and_unknown_networks():
+    figure = Published(HOSTILE, HOSTILE, 3, 0.76, (HOSTILE,))
+    source = html_report.render(RUN, [Comparison(figure, ((HOSTILE, 0.5),))])
+    text = Page(source).text
+    assert "here on 24 photos." in text
+    assert "So few pictures as here are no test set." in text
+    assert f"Part {HOSTILE}" in text
+    assert f"{HOSTILE}: 50.0%" in text
+    assert "<script" not in source
+    assert "top-1 81.2%" not in text
+
+
+def test_the_report_that_is_written_has_the_published_figures(tmp_path):
+    *_, path = html_report.write_report(RUN, tmp_path / "report", published=[PUBLISHED])
+    assert path.read_text(encoding="utf-8") == html_report.render(RUN, [PUBLISHED])
+
+
+def test_no_published_figures_no_word_of_them(page):
+    assert "published" not in page.text
+
+
 def test_a_run_without_results_is_refused(tmp_path):
     run = dataclasses.replace(RUN, results=())
     with pytest.raises(InputError, match="'EfficientNet-Lite0': no results to report"):
@@ -264,6 +348,8 @@ def test_write_report(tmp_path, source):
     assert [path.name for path in paths] == [
         "correlation.png",
         "fidelity.png",
+        "layers-3.png",
+        "layers-4.png",
         "peers-correlation.png",
         "peers-fidelity.png",
         "density-01.png",
@@ -276,7 +362,7 @@ def test_write_report(tmp_path, source):
     assert Run.from_json((folder / "results.json").read_text(encoding="utf-8")) == RUN
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(RUN.results)
-    for path in paths[:6]:
+    for path in paths[:8]:
         with image.open(path) as picture:
             picture.load()
 

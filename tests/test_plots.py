@@ -193,7 +193,32 @@ def test_fidelity_figure_of_what_was_measured():
         plots.fidelity_figure([dataclasses.replace(r, agreement=None) for r in no_kl])
 
 
-@pytest.mark.parametrize("draw", [plots.correlation_figure, plots.fidelity_figure])
+def test_accuracy_figure():
+    figure = plots.accuracy_figure(RUN.results, 0.8125, 0.9625)
+    assert_well_laid_out(figure)
+    nf4 = [r for r in RUN.results if r.method == "nf4"]
+    for axes, kind, level in zip(figure.axes, ("top5", "top1"), (0.9625, 0.8125), strict=True):
+        lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+        assert list(lines) == [*METHODS, "float network"]
+        np.testing.assert_allclose(
+            lines["nf4"], [(r.bits_per_weight, getattr(r, kind)) for r in nf4]
+        )
+        np.testing.assert_allclose(lines["float network"][:, 0], axes.get_xlim())
+        np.testing.assert_allclose(lines["float network"][:, 1], level)
+
+
+def test_accuracy_figure_of_what_was_measured():
+    no_top1 = [dataclasses.replace(r, top1=None) for r in RUN.results]
+    (axes,) = plots.accuracy_figure(no_top1).axes
+    assert "top-5" in axes.get_ylabel()
+    assert "float network" not in [line.get_label() for line in axes.get_lines()]
+    with pytest.raises(InputError, match="top5 or top1"):
+        plots.accuracy_figure([dataclasses.replace(r, top5=None) for r in no_top1])
+
+
+@pytest.mark.parametrize(
+    "draw", [plots.correlation_figure, plots.fidelity_figure, plots.accuracy_figure]
+)
 def test_peers_are_grey_points_with_names(draw):
     shown = plots.beside_peers(RUN.results)
     figure = draw(shown)
