@@ -6,7 +6,8 @@ import pathlib
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -39,9 +40,9 @@ __all__ = [
     "Cell",
     "Method",
     "cells",
+    "float_run",
     "layer_density",
     "layer_results",
-    "make_run",
     "methods",
     "peer_cells",
     "short_cells",
@@ -262,40 +263,37 @@ def environment() -> dict[str, str]:
     }
 
 
-def make_run(
+def float_run(
     network: str,
     params: Any,
-    measured: Sequence[tuple[Result, tuple[LayerResult, ...]]],
-    densities: Iterable[LayerDensity] = (),
     *,
     photos: int = 0,
     views: int = 0,
     reference: Metrics | None = None,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
-    """All of a sweep as one record, for figures, pages and files.
+    """The float network as a run without results, to which a sweep's are added.
 
     Args:
         network: its name.
         params: the float tree; saved once for its size.
-        measured: what `sweep` yielded.
-        densities: layers to draw.
         photos: photos behind the metrics.
         views: views of them.
         reference: the float network's metrics on the photos.
+        about: what else to record beside `environment()`.
     """
     with tempfile.TemporaryDirectory(prefix="corrq-") as folder:
         float_nbytes = save(pathlib.Path(folder) / "float.safetensors", params)
-    weights = sum(layer.size for layer in measured[0][1]) if measured else 0
     return Run(
         network=network,
-        weights=weights,
+        weights=0,
         float_nbytes=float_nbytes,
         photos=photos,
         views=views,
         float_top1=reference.top1 if reference else None,
         float_top5=reference.top5 if reference else None,
-        results=tuple(result for result, _ in measured),
-        layers={result.key: layers for result, layers in measured},
-        densities=tuple(densities),
-        environment=environment(),
+        results=(),
+        layers={},
+        densities=(),
+        environment={**environment(), **about},
     )

@@ -166,6 +166,33 @@ class TestTargets:
             assert text in shown
 
 
+class TestKnownNetworks:
+    def test_are_matched_unless_told_otherwise(self, done, tmp_path):
+        q = tmp_path / "q.safetensors"
+        target = ("--bits-per-weight", "3", "--json", "--force")
+        found = json.loads(done("quantize", "efficientnet_lite0", "-o", q, *target))
+        assert len(found["matched"]["norms"]) == 49
+        assert found["matched"]["biases"] == ["classifier/kernel"]
+        assert found["matched"]["unreached"] == {}
+        matched = dict(flatten(corrq.load(q))[0])
+        source = installed_weights("efficientnet_lite0")
+        words = (source, "--model", "efficientnet_lite0", "--no-match", "-o", q)
+        same = json.loads(done("quantize", *words, *target))
+        assert same["matched"] is None
+        assert same["rows"] == found["rows"]  # shared out by importance all the same
+        plain = dict(flatten(corrq.load(q))[0])
+        assert plain.keys() == matched.keys()
+        var = "stage2/block1/expand/norm/var"
+        assert not np.array_equal(plain[var], matched[var])
+        unknown = json.loads(done("quantize", source, "-o", q, *target))
+        bits = [[row["bits"] for row in made["rows"]] for made in (found, unknown)]
+        assert bits[0] != bits[1]
+
+    def test_a_wrong_name(self, failed, npz, tmp_path):
+        words = ("-o", tmp_path / "q.safetensors", "--model", "no_such_network")
+        assert "choose one of: vgg16" in failed("quantize", npz, *words)
+
+
 class TestErrors:
     @pytest.mark.parametrize("command", ["quantize", "inspect", "dequantize", "sweep", "evaluate"])
     def test_missing_file(self, failed, tmp_path, command):

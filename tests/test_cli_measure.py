@@ -11,6 +11,7 @@ from flax import nnx
 
 import corrq_jax as corrq
 from corrq_jax import fidelity
+from corrq_jax.data import batches
 from corrq_jax.flax import functional
 from corrq_jax.models.efficientnet_lite_weights import installed_weights
 from corrq_jax.peers import PEERS
@@ -83,10 +84,11 @@ class TinyNet(nnx.Module):
 def tiny_network(monkeypatch):
     """Takes the place of the real network and its photos."""
 
-    def subject(name, data=None):
+    def subject(name, data, weights):
         images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
         apply, params = functional(TinyNet(nnx.Rngs(0)))
-        return fidelity.Subject(name, apply, params, images, np.full(6, -1, np.int32), views=2)
+        pictures = list(batches(images, np.full(6, -1, np.int32), 4))
+        return fidelity.Subject(name, apply, params, pictures, views=2)
 
     monkeypatch.setattr(fidelity, "subject", subject)
 
@@ -148,7 +150,7 @@ def test_evaluate_by_either_names(done, failed, tmp_path, monkeypatch):
         ("efficientnet_lite0", own),
         (installed_weights("efficientnet_lite0"), torch_names),
     ):
-        done("quantize", source, "-o", file, "--bits", "6")
+        done("quantize", source, "-o", file, "--bits", "6", "--no-match")
     figures = [json.loads(done("evaluate", file, "--json")) for file in (own, torch_names)]
     assert figures[0] == figures[1]
     assert figures[0]["photos"]["count"] == 24

@@ -22,9 +22,11 @@ LAYERS = {
     "core": ("", "jax numpy"),
     "results": ("errors", "numpy"),
     "readers": ("errors atomic", "numpy ml_dtypes h5py safetensors"),
-    "models": ("errors readers", "jax numpy flax"),
-    "data": ("errors", "numpy PIL tensorflow_datasets"),
-    "evaluation": ("errors", "jax numpy"),
+    "models": ("errors readers", "jax numpy flax pooch requests tqdm"),
+    "data": ("errors", "numpy PIL grain tensorflow_datasets"),
+    "metrics": ("errors", "jax numpy"),
+    "precision": ("errors", "jax"),
+    "evaluation": ("errors metrics precision", "jax numpy"),
     "tensor": ("core", "jax numpy"),
     "config": ("core errors", ""),
     "paths": ("errors tensor", "jax"),
@@ -54,8 +56,12 @@ LAYERS = {
     "peers": ("core errors paths tree", "jax numpy"),
     "corrq_jax": ("array config core errors report storage tensor tree", ""),
     "plot_style": ("atomic errors", "numpy matplotlib"),
-    "plots": ("errors plot_style results", "numpy matplotlib"),
-    "html_report": ("atomic errors plots results", "jinja2"),
+    "density_plots": ("errors plot_style results", "numpy matplotlib"),
+    "layer_plots": ("errors plot_style results", "numpy matplotlib"),
+    "plots": ("density_plots errors layer_plots plot_style results", "matplotlib"),
+    "paper": ("results", ""),
+    "html_figures": ("errors plots results", ""),
+    "html_report": ("atomic errors html_figures paper plot_style results", "jinja2"),
     "flax": ("errors moments paths report tree", "jax flax"),
     "fidelity": ("data errors evaluation flax models moments tree", "numpy jax"),
     "methods": ("config errors peers", ""),
@@ -64,16 +70,20 @@ LAYERS = {
         " tensor tree",
         "jax numpy",
     ),
+    "experiment": (
+        "atomic errors evaluation fidelity methods paths results sweep",
+        "numpy",
+    ),
     "cli": (
-        "corrq_jax config data errors evaluation fidelity flax html_report models paths plots"
-        " readers report results storage sweep tensor tree",
+        "corrq_jax config data errors evaluation experiment fidelity flax html_report models paper"
+        " paths plots readers report results storage sweep tensor tree",
         "numpy typer rich jax",
     ),
     "__main__": ("cli", ""),
 }
 FORBIDDEN_AT_IMPORT = [
     *("flax", "matplotlib", "PIL", "h5py", "safetensors", "rich", "typer", "jinja2"),
-    *("tensorflow_datasets", "tensorflow", "torch", "constriction"),
+    *("tensorflow_datasets", "tensorflow", "torch", "constriction", "grain", "pooch", "keras"),
 ]
 
 
@@ -139,7 +149,7 @@ def test_the_table_holds_the_rules():
     others = {part: set(names.split()) for part, (_, names) in LAYERS.items()}
     assert allowed["core"] == set()
     assert others["core"] == {"jax", "numpy"}
-    for part in ("models", "data", "evaluation", "readers"):
+    for part in ("models", "data", "metrics", "precision", "evaluation", "readers"):
         assert not allowed[part] & quantization
     assert [part for part in allowed if "cli" in allowed[part]] == ["__main__"]
     assert [part for part in others if "flax" in others[part]] == ["models", "flax"]

@@ -296,7 +296,7 @@ def test_rows_that_do_not_fit_name_file_and_leaf(rows, tmp_path):
         ({"frequencies": lambda x: None}, {}),
         ({"levels": lambda x: None}, {}),
     ],
-    ids=str,
+    ids=lambda changes: "-".join(changes) or "unchanged",  # their values have no fixed text
 )
 def test_a_record_that_does_not_fit_names_the_file(arrays, fields, tmp_path):
     path = rewritten(tmp_path / "net.safetensors", arrays, **fields)

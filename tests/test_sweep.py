@@ -1,5 +1,6 @@
 """Sweeps: which cells there are, true sizes, densities that agree with the quantizer, reports."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -22,9 +23,9 @@ from corrq_jax.results import Run
 from corrq_jax.sweep import (
     METHODS,
     cells,
+    float_run,
     layer_density,
     layer_results,
-    make_run,
     methods,
     peer_cells,
     short_cells,
@@ -317,12 +318,15 @@ def test_typical_paths(measured):
 
 def test_run_becomes_a_report(params, chosen, measured, tmp_path):
     densities = [layer_density(params, "large/kernel", *cell) for cell in chosen]
-    run = make_run("net", params, measured, densities)
-    assert run.weights == 90 * 80 + 30 * 40 + 3 * 3 * 4 * 5
+    frame = float_run("net", params, about={"data": "none"})
+    assert (frame.results, frame.weights) == ((), 0)
+    layers = {result.key: layers for result, layers in measured}
+    results = tuple(result for result, _ in measured)
+    run = dataclasses.replace(frame, results=results, layers=layers, densities=densities)
     assert run.float_nbytes == corrq.save(tmp_path / "float.safetensors", params)
     assert run.layers.keys() == {result.key for result in run.results}
     assert run.layers["optimal @ 4"] == measured[1][1]
-    assert {"jax", "corrq_jax", "device"} <= run.environment.keys()
+    assert {"jax", "corrq_jax", "device", "data"} <= run.environment.keys()
     assert Run.from_json(run.to_json()) == run
     written = write_report(run, tmp_path / "report")
     names = {pathlib.Path(path).name for path in written}

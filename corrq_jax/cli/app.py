@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from corrq_jax.cli import files, measure
+from corrq_jax.cli import files, measure, reproduce
 from corrq_jax.cli.show import errors
 from corrq_jax.errors import CorrqError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 files.register(app)
 measure.register(app)
+reproduce.register(app)
 
 _debug = False
 

@@ -12,6 +12,7 @@ from corrq_jax.cli.show import megabytes, output, progress, table
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from corrq_jax.config import Config
     from corrq_jax.report import Report
     from corrq_jax.storage import Archive
 
@@ -35,6 +36,8 @@ def register(app: typer.Typer) -> None:
         "  corrq quantize net.weights.h5 -o net.safetensors --bits 4\n\n"
         "  corrq quantize net.pth -o net.safetensors --bits 3 --bits 'fc*=8' --grid exponential\n\n"
         "  corrq quantize efficientnet_lite0 -o lite0.safetensors --bits 5\n\n"
+        "  corrq quantize resnet50.h5 --model resnet50 -o resnet50.safetensors "
+        "--bits-per-weight 3\n\n"
         "  corrq quantize net.npz -o net.safetensors --bits-per-weight 3 --coding entropy\n\n"
         "  corrq quantize net.npz -o net.safetensors --max-bytes 4MB --bits 2,4,8\n\n"
         "  corrq quantize net.npz -o net.safetensors --mean-correlation 0.995 --granularity auto"
@@ -89,12 +92,25 @@ def quantize(
         list[str] | None,
         typer.Option(help="Quantize only paths that match this pattern (repeatable)."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The known network whose weights the file holds.")
+    ] = None,
+    match: Annotated[
+        bool,
+        typer.Option(
+            help="Correct the normalizations of a known network for what quantization shifts."
+        ),
+    ] = True,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a file of weights and write one safetensors file."""
+    """Quantize a file of weights and write one safetensors file.
+
+    Of a known network, by its name or by --model, the wiring is known, too: bits are shared out by
+    what each kernel counts for, and the normalizations are corrected. The file then has the
+    network's own names, which corrq evaluate takes.
+    """
     import corrq_jax as corrq
-    from corrq_jax.paths import flatten
 
     config = corrq.Config(
         bits=_bits(bits or []),
@@ -116,16 +132,68 @@ def quantize(
         raise InputError(f"{out} exists; choose another name or add --force")
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; make it first")
-    tree = read_tree(source)
-    kernels = sum(leaf.ndim > 1 for _, leaf in flatten(tree)[0])
-    with progress("quantizing", kernels) as advance:
-        qparams, report = corrq.quantize(tree, config=config, progress=advance)
+    network = known_network(source, model)
+    if network is None:
+        qparams, report = _quantized_tree(read_tree(source), config)
+    else:
+        qparams, report = _quantized_network(*network, config, match)
     size = corrq.save(out, qparams, report=report, overwrite=force)
     if as_json:
         print(json.dumps({"file": str(out), "nbytes": size, **_as_record(report)}))
         return
     print(dataclasses.replace(report, file_nbytes=size))
     print(f"{out}: {size:,} bytes, the correlation of each tensor recorded in it")
+
+
+def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, str] | None:
+    """Its name, and "imagenet" or the file of its weights; None for a file of any weights.
+
+    Raises:
+        InputError: there is no network `model`.
+    """
+    from corrq_jax import models
+
+    if model is not None:
+        models.info(model)
+        return model, str(source)
+    if not source.exists() and str(source) in models.names():
+        return str(source), "imagenet"
+    return None
+
+
+def _quantized_tree(tree: Any, config: "Config") -> "tuple[Any, Report]":
+    import corrq_jax as corrq
+
+    with progress("quantizing", _kernels(tree)) as advance:
+        return corrq.quantize(tree, config=config, progress=advance)
+
+
+def _quantized_network(
+    name: str, weights: str, config: "Config", match: bool
+) -> "tuple[Any, Report]":
+    import corrq_jax.flax
+    from corrq_jax import models
+    from corrq_jax.fidelity import expected_inputs
+
+    network = models.load(name, weights)
+    example, mean, variance = expected_inputs(name)
+    with progress("quantizing", _kernels(corrq_jax.flax.functional(network)[1])) as advance:
+        quantized, report = corrq_jax.flax.quantize(
+            network,
+            example=example,
+            input_mean=mean,
+            input_variance=variance,
+            match_moments=None if match else False,
+            config=config,
+            progress=advance,
+        )
+    return quantized.params, report
+
+
+def _kernels(tree: Any) -> int:
+    from corrq_jax.paths import flatten
+
+    return sum(leaf.ndim > 1 for _, leaf in flatten(tree)[0])
 
 
 def _as_record(report: "Report") -> dict[str, Any]:
@@ -135,6 +203,7 @@ def _as_record(report: "Report") -> dict[str, Any]:
         "rows": [vars(row) for row in report],
         "skipped": [vars(row) for row in report.skipped],
         "budget": None if budget is None else dataclasses.asdict(budget),
+        "matched": None if report.matched is None else dataclasses.asdict(report.matched),
     }
 
 
@@ -166,13 +235,7 @@ def _bits(given: list[str]) -> Widths | dict[str, Widths] | None:
 
 
 def read_tree(source: pathlib.Path) -> dict[str, Any]:
-    """The parameters in a file, or of a network that is known by this name."""
-    from corrq_jax import models
-
-    if not source.exists() and str(source) in models.names():
-        from corrq_jax.flax import functional
-
-        return functional(models.load(str(source)))[1]
+    """The parameters in a file."""
     from corrq_jax.readers import read_weights
 
     arrays = read_weights(source)

@@ -5,21 +5,24 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from corrq_jax.cli.files import AsJson, Input, read_tree
+from corrq_jax.cli.files import AsJson, Input, known_network, read_tree
 from corrq_jax.cli.show import errors, output, progress, results_table, table
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
     from corrq_jax.fidelity import Subject
+    from corrq_jax.paper import Comparison
     from corrq_jax.results import Run
     from corrq_jax.sweep import Cell, Method
 
 _MODEL = "efficientnet_lite0"
+_PHOTOS = "photos"  # corrq_jax.fidelity.PHOTOS, which is loaded when it is needed
 
 _BITS = "Bit widths: 8-2, or 4,3; also 2.5 for mixed bits."
 Bits = Annotated[str, typer.Option(help=_BITS)]
@@ -28,9 +31,21 @@ Methods = Annotated[
 ]
 Report = Annotated[pathlib.Path, typer.Option("-o", "--output", help="The folder to write.")]
 Data = Annotated[
-    pathlib.Path | None,
-    typer.Option(help="A folder of pictures, a folder for each class; default: 24 photos."),
+    str,
+    typer.Option(
+        help="Pictures: a folder with a folder for each class, a data set of TFDS, or photos: the "
+        "24 that are installed."
+    ),
 ]
+
+
+Weights = Annotated[
+    str, typer.Option(help="The network's float weights: a file, or imagenet for published ones.")
+]
+Labels = Annotated[
+    pathlib.Path | None, typer.Option(help="Labels of pictures that are not in class folders.")
+]
+Limit = Annotated[int | None, typer.Option(help="Use so many pictures, spread evenly.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,14 +76,15 @@ def demo(
     started = time.perf_counter()
     from corrq_jax import sweep as sweeping
 
-    cells = sweeping.short_cells() if bits is None else _cells(bits, sweeping.METHODS)
-    _check_folder(out)
+    cells = sweeping.short_cells() if bits is None else cells_of(bits, sweeping.METHODS)
+    check_folder(out)
     from corrq_jax.fidelity import subject
 
     errors.print(f"loading {_MODEL} and its photos", highlight=False)
-    run = _measure(_MODEL, None, subject(_MODEL), cells)
+    chosen = subject(_MODEL)
+    run = compared(_MODEL, chosen.params, cells, chosen)
     output.print(results_table(run))
-    _write(run, out)
+    write(run, out)
     output.print(
         f"{run.photos} photos in {run.views} views: this is fidelity to the float network, not "
         f"accuracy. {time.perf_counter() - started:.0f} s in all."
@@ -86,32 +102,36 @@ def sweep(
     out: Annotated[
         pathlib.Path | None, typer.Option("-o", "--output", help="Also write a report here.")
     ] = None,
-    data: Data = None,
+    model: Annotated[
+        str | None, typer.Option(help="The known network whose weights the file holds.")
+    ] = None,
+    data: Data = _PHOTOS,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods and bit widths on a file of weights, or on a known network and pictures.
 
     Matching moments needs a known network: for a file mixed bits are compared without it.
     """
-    from corrq_jax import models
     from corrq_jax import sweep as sweeping
 
     chosen = sweeping.methods(method) if method else sweeping.METHODS
-    is_network = not source.exists() and str(source) in models.names()
-    cells = _cells(bits, chosen if is_network else _for_files(chosen))
+    network = known_network(source, model)
+    cells = cells_of(bits, chosen if network else _for_files(chosen))
     cells += sweeping.peer_cells() if peers else []
     if out is not None:
-        _check_folder(out)
-    if is_network:
+        check_folder(out)
+    if network:
         from corrq_jax.fidelity import subject
 
-        run = _measure(str(source), None, subject(str(source), data), cells)
-    elif data is not None:
-        raise InputError(f"--data needs a known network instead of {source}: {_names()}")
+        name, weights = network
+        found = subject(name, data, weights)
+        run = compared(name, found.params, cells, found)
+    elif data != _PHOTOS:
+        raise InputError(f"--data needs a known network for {source}: --model, one of {_names()}")
     else:
-        run = _measure(source.name, read_tree(source), None, cells)
+        run = compared(source.name, read_tree(source), cells)
     if out is not None:
-        _write(run, out)
+        write(run, out)
     if as_json:
         print(run.to_json())
     else:
@@ -124,7 +144,10 @@ def evaluate(
         typer.Argument(metavar="[FILE]", help="A quantized file; the float network if left out."),
     ] = None,
     model: Annotated[str, typer.Option(help="The network that the file holds.")] = _MODEL,
-    data: Data = None,
+    weights: Weights = "imagenet",
+    data: Data = _PHOTOS,
+    labels: Labels = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a quantized network beside the float one: top-1, top-5, agreement, KL."""
@@ -132,19 +155,22 @@ def evaluate(
 
     if file is not None and not file.exists():
         raise InputError(f"{file}: there is no such file")
-    chosen = subject(model, data)
+    chosen = subject(model, data, weights, labels=labels, limit=limit)
     params = chosen.params if file is None else _params_of(file, chosen)
     centre, all_views = chosen.measure(params)
     if as_json:
         found = {"photos": dataclasses.asdict(centre), "views": dataclasses.asdict(all_views)}
         print(json.dumps(found))
         return
+    photos, views = f"{centre.count:,} photos, centre view", f"{all_views.count:,} views"
+    if chosen.views == 1:
+        photos = views = f"{centre.count:,} pictures"
     rows = [
-        ("top-1", _share(centre.top1), f"{centre.count} photos, centre view"),
-        ("top-5", _share(centre.top5), f"{centre.count} photos, centre view"),
-        ("agreement", _share(all_views.agreement), f"{all_views.count} views, with float"),
-        ("KL from float", f"{all_views.kl:.4f}", f"{all_views.count} views, nats"),
-        ("logit correlation", f"{all_views.correlation:.5f}", f"{all_views.count} views"),
+        ("top-1", _share(centre.top1), photos),
+        ("top-5", _share(centre.top5), photos),
+        ("agreement", _share(all_views.agreement), f"{views}, with float"),
+        ("KL from float", f"{all_views.kl:.4f}", f"{views}, nats"),
+        ("logit correlation", f"{all_views.correlation:.5f}", views),
     ]
     output.print(table(f"{file or 'float'} as {model}", ("figure", "value", "on"), rows))
 
@@ -180,7 +206,7 @@ def _for_files(chosen: "Iterable[Method]") -> "tuple[Method, ...]":
     return found
 
 
-def _cells(bits: str, methods: "Iterable[Method]") -> "list[Cell]":
+def cells_of(bits: str, methods: "Iterable[Method]") -> "list[Cell]":
     """Methods and widths as they were asked for, checked before anything is loaded."""
     from corrq_jax import sweep as sweeping
 
@@ -190,7 +216,7 @@ def _cells(bits: str, methods: "Iterable[Method]") -> "list[Cell]":
     return cells
 
 
-def _check_folder(out: pathlib.Path) -> None:
+def check_folder(out: pathlib.Path) -> None:
     """Before the work: that a report can be written here after it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the report")
@@ -198,47 +224,28 @@ def _check_folder(out: pathlib.Path) -> None:
         raise InputError(f"the folder {out.parent} does not exist; make it first")
 
 
-def _measure(network: str, params: Any, chosen: "Subject | None", cells: "list[Cell]") -> "Run":
-    from corrq_jax import sweep as sweeping
+def compared(
+    network: str,
+    params: Any,
+    cells: "list[Cell]",
+    subject: "Subject | None" = None,
+    keep: pathlib.Path | None = None,
+) -> "Run":
+    """Measures cells with a progress bar."""
+    from corrq_jax.experiment import compare
 
-    reference = measure = wiring = None
-    if chosen is not None:
-        params, measure, wiring = chosen.params, chosen.measure, chosen.wiring
-        reference = measure(params)[0]
-    measured = []
     with progress(network, len(cells)) as advance:
-        for result, layers in sweeping.sweep(params, cells, measure, wiring):
-            measured.append((result, layers))
-            advance(f"{result.method}, {result.bits:g} bits: rho {result.mean_correlation:.5f}")
-    if not measured:
-        raise InputError("nothing was measured: no target of mixed bits can be met")
-    paths = sweeping.typical_paths(measured[0][1])
-    shown = [sweeping.layer_density(params, path, m, b) for path in paths for m, b in _drawn(cells)]
-    return sweeping.make_run(
-        network,
-        params,
-        measured,
-        shown,
-        photos=chosen.photos if chosen else 0,
-        views=len(chosen.images) if chosen else 0,
-        reference=reference,
-    )
 
+        def watch(pictures: int, rate: float | None) -> None:
+            speed = "" if rate is None else f", {rate:,.0f} a second"
+            advance(f"{pictures:,} pictures{speed}", step=0)
 
-def _drawn(cells: "list[Cell]") -> "list[tuple[Method, int]]":
-    """The methods fitted by correlation at their width closest to 3 bits, where levels are seen."""
-    from corrq_jax.sweep import Method
-
-    best: dict[str, tuple[Method, int]] = {}
-    for method, bits in cells:
-        if isinstance(method, Method) and method.is_plain and method.fit == "correlation":
-            cell = method, int(bits)
-            best[method.name] = min(best.get(method.name, cell), cell, key=_far)
-    return list(best.values())
-
-
-def _far(cell: "tuple[Method, int]") -> int:
-    return abs(cell[1] - 3)
+        found = compare(
+            network, params, cells, subject=subject, keep=keep, advance=advance, watch=watch
+        )
+    for name, reason in (subject.corrupt if subject else {}).items():
+        warnings.warn(f"left out {name}: {reason}", stacklevel=2)
+    return found
 
 
 def _widths(text: str) -> list[float]:
@@ -258,10 +265,11 @@ def _widths(text: str) -> list[float]:
     return sorted(int(bits) if bits == int(bits) else bits for bits in widths)
 
 
-def _write(run: "Run", out: pathlib.Path) -> None:
+def write(run: "Run", out: pathlib.Path, published: "Sequence[Comparison]" = ()) -> None:
+    """Write a report, over an earlier one."""
     from corrq_jax.html_report import write_report
 
-    *_, page = write_report(run, out, overwrite=True)
+    *_, page = write_report(run, out, overwrite=True, published=published)
     errors.print(f"wrote {page}", markup=False, highlight=False)
 
 

@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from corrq_jax.paper import Comparison
 from corrq_jax.results import Result, Run
 
 # A pipe gets lines of any length, so that no cell is cut.
@@ -95,6 +96,18 @@ def _sizes(r: Result) -> list[str]:
 def _fidelity(r: Result) -> list[str]:
     kl = "-" if r.kl is None else f"{r.kl:.3f}"
     return [_percent(r.top1), _percent(r.top5), _percent(r.agreement), kl]
+
+
+def published_table(published: Iterable[Comparison]) -> Table:
+    """The papers' top-5 beside what was measured."""
+    columns = ("published", "bits", "top-5", "measured", "top-5 here")
+    rows = []
+    for one in published:
+        for method, top5 in one.measured or (("not run", None),):
+            figure = one.published
+            share = f"{100 * figure.top5:.0f} %"
+            rows.append([f"Part {figure.part}", str(figure.bits), share, method, _percent(top5)])
+    return table("Beside the published figures (docs/reproduce.md)", columns, rows)
 
 
 def _percent(share: float | None) -> str:

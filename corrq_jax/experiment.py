@@ -1,0 +1,197 @@
+"""Methods and bit widths compared on one network, cell by cell, and put together into one `Run`.
+
+A cell is a method at a bit width. With a folder each is kept in a file of its own as soon as it is
+done, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from corrq_jax import sweep
+from corrq_jax.atomic import atomic_write
+from corrq_jax.errors import InputError
+from corrq_jax.evaluation import Progress
+from corrq_jax.fidelity import Subject
+from corrq_jax.methods import Cell, Method
+from corrq_jax.paths import flatten
+from corrq_jax.results import LayerDensity, Run
+
+Advance = Callable[[str], object]
+
+# What two runs have to share for their cells to be comparable.
+_IDENTITY = ("corrq_jax", "data", "weights", "computed in")
+
+
+def compare(
+    network: str,
+    params: Any,
+    chosen: Sequence[Cell],
+    *,
+    subject: Subject | None = None,
+    keep: pathlib.Path | None = None,
+    advance: Advance = lambda text: None,
+    watch: Progress | None = None,
+) -> Run:
+    """Quantizes a network in several ways and measures each.
+
+    Args:
+        network: its name.
+        params: the float tree; with a subject, the subject's.
+        chosen: methods and widths, from `corrq_jax.methods.cells`.
+        subject: the network with its pictures; None for sizes and correlations alone.
+        keep: a folder for the cells, made if need be; those that are in it already are not
+            measured again. None to keep nothing.
+        advance: called after each cell, with a line on it.
+        watch: called during each pass over the pictures, as `corrq_jax.evaluation.evaluate` does.
+
+    Returns:
+        The run. Cells of mixed bits whose target cannot be met are left out, with a warning.
+
+    Raises:
+        InputError: nothing could be measured, a kept cell is of another experiment, or as
+            `corrq_jax.sweep.sweep`.
+    """
+    about = _identity(params, subject) if keep is not None else {}
+    store = _Store(keep, network, about)
+    parts: list[Run] = []
+    frame = next(filter(None, map(store.read, chosen)), None)
+    for cell in chosen:
+        part = store.read(cell)
+        if part is None:
+            frame = frame or _frame(network, params, subject, about)
+            part = _measured(frame, params, cell, subject, watch)
+            if part is None:
+                advance(f"{cell[0].name}, {cell[1]:g} bits: left out")
+                continue
+            store.write(cell, part)
+        parts.append(part)
+        (result,) = part.results
+        advance(f"{result.method}, {result.bits:g} bits: rho {result.mean_correlation:.5f}")
+    if not parts:
+        raise InputError("nothing was measured: no target of mixed bits can be met")
+    order = [site.kernel for site in subject.wiring.sites] if subject else []
+    return _joined(parts, order, tuple(_densities(params, chosen, parts[0])))
+
+
+def _frame(network: str, params: Any, subject: Subject | None, about: Mapping[str, str]) -> Run:
+    """A run without results: the float network."""
+    reference = subject.measure(params)[0] if subject else None
+    return sweep.float_run(
+        network,
+        params,
+        photos=subject.photos if subject else 0,
+        views=subject.count if subject else 0,
+        reference=reference,
+        about=about or ({"data": subject.data} if subject else {}),
+    )
+
+
+def _measured(
+    frame: Run, params: Any, cell: Cell, subject: Subject | None, watch: Progress | None
+) -> Run | None:
+    """The run of one cell; None if its target cannot be met."""
+    measure = functools.partial(subject.measure, progress=watch) if subject else None
+    method = cell[0]
+    is_traced = isinstance(method, Method) and (method.match or method.mixed)
+    wiring = subject.wiring if subject and is_traced else None
+    for result, layers in sweep.sweep(params, [cell], measure, wiring):
+        weights = sum(layer.size for layer in layers)
+        return dataclasses.replace(
+            frame, weights=weights, results=(result,), layers={result.key: layers}
+        )
+    return None
+
+
+def _joined(parts: Sequence[Run], order: Sequence[str], densities: tuple[LayerDensity, ...]) -> Run:
+    """One run, its layers in the order of the computation as far as that is known."""
+    place = {path: number for number, path in enumerate(order)}
+    layers = {
+        key: tuple(sorted(layers, key=lambda layer: place.get(layer.path, len(place))))
+        for part in parts
+        for key, layers in part.layers.items()
+    }
+    results = tuple(result for part in parts for result in part.results)
+    return dataclasses.replace(parts[0], results=results, layers=layers, densities=densities)
+
+
+def _densities(params: Any, chosen: Sequence[Cell], part: Run):
+    """Typical layers as the methods fitted by correlation quantize them."""
+    (layers,) = part.layers.values()
+    for path in sweep.typical_paths(layers):
+        for method, bits in _drawn(chosen):
+            yield sweep.layer_density(params, path, method, bits)
+
+
+def _drawn(chosen: Sequence[Cell]) -> list[tuple[Method, int]]:
+    """The methods fitted by correlation at their width closest to 3 bits, where levels are seen."""
+    best: dict[str, tuple[Method, int]] = {}
+    for method, bits in chosen:
+        if isinstance(method, Method) and method.is_plain and method.fit == "correlation":
+            cell = method, int(bits)
+            best[method.name] = min(best.get(method.name, cell), cell, key=lambda c: abs(c[1] - 3))
+    return list(best.values())
+
+
+def _identity(params: Any, subject: Subject | None) -> dict[str, str]:
+    """What the figures are figures of, as far as a file's name does not tell."""
+    digest = hashlib.sha256()
+    for path, leaf in flatten(params)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    about = {"weights": f"sha256 {digest.hexdigest()[:16]}"}
+    if subject is not None:
+        about |= {"data": subject.data, "computed in": subject.dtype}
+    return about
+
+
+class _Store:
+    """Runs of one cell each, as JSON files in a folder."""
+
+    def __init__(self, folder: pathlib.Path | None, network: str, about: Mapping[str, str]):
+        self._folder = folder
+        self._network = network
+        self._about = {**sweep.environment(), **about}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, cell: Cell) -> pathlib.Path | None:
+        if self._folder is None:
+            return None
+        method, bits = cell
+        slug = re.sub(r"[^a-z0-9.]+", "-", f"{method.name} {bits:g}".lower())
+        return self._folder / f"{slug}.json"
+
+    def read(self, cell: Cell) -> Run | None:
+        """The kept run of a cell, if there is one, of this very experiment."""
+        path = self._path(cell)
+        if path is None or not path.exists():
+            return None
+        try:
+            run = Run.from_json(path.read_text(encoding="utf-8"))
+        except InputError as error:
+            raise InputError(f"{path}: {error}; remove the file, and it is measured anew") from None
+        pairs = [("network", run.network, self._network)]
+        pairs += [(k, run.environment.get(k), self._about.get(k)) for k in _IDENTITY]
+        for name, kept, now in pairs:
+            if kept != now:
+                raise InputError(
+                    f"{path} is of another experiment ({name}: {kept!r}, now {now!r}); choose "
+                    "another folder, or remove this one"
+                )
+        return run
+
+    def write(self, cell: Cell, run: Run) -> None:
+        path = self._path(cell)
+        if path is not None:
+            with atomic_write(path, overwrite=True) as temporary:
+                temporary.write_text(run.to_json(), encoding="utf-8")

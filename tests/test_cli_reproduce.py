@@ -1,0 +1,143 @@
+"""`corrq reproduce`: real file formats, real pictures, a run that goes on."""
+
+import json
+import pathlib
+
+import jax
+import keras_reference
+import numpy as np
+import pytest
+from PIL import Image
+
+from corrq_jax import fidelity
+from corrq_jax.data import load_photos
+from corrq_jax.results import Run
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        # Keras's saving calls arrays in a way that NumPy 2 warns of.
+        "ignore:__array__ implementation doesn't accept:DeprecationWarning"
+    ),
+    # The command line shows this one in a line on stderr.
+    pytest.mark.filterwarnings("default:left out:UserWarning"),
+]
+
+PLAIN = ("--method", "exponential", "--method", "exponential + correlation")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """MobileNet-v2 with random weights, as Keras saves them."""
+    path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.weights.h5"
+    keras_reference.reference("mobilenet_v2", (224, 224)).model.save_weights(path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five of the photos and a damaged file, side by side, with a file of labels."""
+    folder = tmp_path / "val"
+    folder.mkdir()
+    photos = load_photos()[:5]
+    for number, photo in enumerate(photos):
+        photo.image.resize((96, 80)).save(folder / f"ILSVRC2012_val_{number:08}.JPEG")
+    (folder / "ILSVRC2012_val_00000009.JPEG").write_bytes(b"no picture")
+    labels = tmp_path / "labels.txt"
+    lines = [f"ILSVRC2012_val_{n:08}.JPEG {photo.label}" for n, photo in enumerate(photos)]
+    labels.write_text("\n".join([*lines, "ILSVRC2012_val_00000009.JPEG 7"]))
+    return folder, labels
+
+
+def read(folder):
+    return Run.from_json((folder / "results.json").read_text())
+
+
+def test_a_folder_with_labels_and_keras_weights(run, weights, pictures, tmp_path, monkeypatch):
+    folder, labels = pictures
+    out = tmp_path / "out"
+    words = ("reproduce", "--model", "mobilenet_v2", "--weights", weights, "--data", folder)
+    words += ("--labels", labels, "--bits", "5", *PLAIN, "-o", out)
+    code, shown, told = run(*words)
+    assert code == 0, told
+    assert "left out ILSVRC2012_val_00000009.JPEG" in told
+    assert "Beside the published figures" in shown
+    assert "77 %" in shown
+    first = read(out / "mobilenet_v2")
+    assert [r.key for r in first.results] == ["exponential @ 5", "exponential + correlation @ 5"]
+    assert (first.photos, first.views) == (5, 5)
+    assert all(r.top5 is not None for r in first.results)
+    assert "Part I" in (out / "mobilenet_v2" / "index.html").read_text()
+    # Again: nothing is measured anew, not even if the network could not be run.
+    monkeypatch.setattr(fidelity.Subject, "measure", None)
+    code, again, _ = run(*words)
+    assert (code, again) == (0, shown)
+    assert read(out / "mobilenet_v2") == first
+
+
+def test_tfds_in_bfloat16(run, imagenette, weights, tmp_path):
+    out = tmp_path / "out"
+    words = ("--model", "mobilenet_v2", "--weights", weights, "--data", "imagenette")
+    words += ("--data-dir", imagenette, "--batch-size", "2", "--dtype", "bfloat16")
+    code, _, told = run("reproduce", *words, "--bits", "4", "--method", "optimal", "-o", out)
+    assert code == 0, told
+    assert "left out imagenette/full-size-v2:1.0.0/validation[" in told  # the damaged one
+    found = read(out / "mobilenet_v2")
+    assert found.environment["computed in"] == "bfloat16"
+    assert found.environment["data"] == "imagenette/full-size-v2:1.0.0/validation"
+    assert found.photos == 3
+
+
+def test_the_installed_network_on_the_photos(run, tmp_path):
+    out = tmp_path / "out"
+    words = ("--model", "efficientnet_lite0", "--data", "photos", "--bits", "3")
+    code, shown, _ = run("reproduce", *words, "--method", "mixed bits, entropy-coded", "-o", out)
+    assert code == 0
+    assert "published" not in shown
+    found = read(out / "efficientnet_lite0")
+    assert (found.photos, found.views) == (24, 240)
+    assert found.results[0].agreement > 0.9
+    assert found.float_top1 == pytest.approx(22 / 24)
+    (cell,) = (out / "efficientnet_lite0" / "cells").iterdir()
+    assert json.loads(cell.read_text())["environment"]["data"] == "photos, 10 views each"
+
+
+def test_wrong_words_are_told_before_any_work(failed, tmp_path, monkeypatch):
+    monkeypatch.setattr(fidelity, "subject", None)
+    monkeypatch.chdir(tmp_path)
+    assert "no network 'vgg11'" in failed("reproduce", "--model", "vgg11", "--data", "photos")
+    assert "--weights is for one network" in failed(
+        "reproduce", "--weights", "x.h5", "--data", "photos"
+    )
+    assert "no method" in failed("reproduce", "--method", "best", "--data", "photos")
+    assert "bit widths" in failed("reproduce", "--bits", "2.5", *PLAIN, "--data", "photos")
+    assert list(pathlib.Path().iterdir()) == []
+
+
+def test_options_that_do_not_fit(tmp_path):
+    from corrq_jax.errors import InputError
+
+    name = "efficientnet_lite0"
+    with pytest.raises(InputError, match="are for folders and TFDS"):
+        fidelity.subject(name, limit=3)
+    with pytest.raises(InputError, match="labels are for one"):
+        fidelity.subject(name, "imagenette", labels="labels.txt")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "x.png").write_bytes(b"no picture")
+    found = fidelity.subject(name, tmp_path)
+    with pytest.raises(InputError, match="none of its 1 pictures could be read"):
+        found.measure(found.params)
+
+
+def test_pictures_are_read_once_if_there_is_room(tmp_path, monkeypatch):
+    (tmp_path / "0").mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 9), (80 * number, 0, 0)).save(tmp_path / "0" / f"{number}.png")
+    kept = fidelity.subject("efficientnet_lite0", tmp_path, batch_size=2).pictures
+    passes = [list(kept), list(kept)]
+    assert all(a is b for a, b in zip(*passes, strict=True))
+    monkeypatch.setattr(fidelity, "_KEPT_NBYTES", 1e6)  # less than two of the batches
+    read_again = fidelity.subject("efficientnet_lite0", tmp_path, batch_size=2).pictures
+    passes = [list(read_again), list(read_again)]
+    assert not any(a is b for a, b in zip(*passes, strict=True))
+    for a, b in zip(*passes, strict=True):
+        assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
