@@ -1,9 +1,9 @@
-"""On what the importance of kernels was chosen: a residual network trained on Fashion-MNIST.
+"""What the importance of kernels brings on a residual network trained on Fashion-MNIST.
 
 Trains the network (or reads its weights, if the file is there), then quantizes it to a range of
 budgets with importance ``share**exponent`` and prints the mean logarithm of the KL divergence from
-the float network on test pictures, for each exponent; and, at the exponent in use, what matching
-of moments brings.
+the float network on test pictures, for each exponent; and, for the share itself, which is in use,
+what matching of moments brings.
 
     python benchmarks/importance.py --data FOLDER --weights fashion.npz
 
@@ -28,7 +28,6 @@ from corrq_jax.models.inverted_bottlenecks import InvertedBottleneck
 from corrq_jax.models.layers import ConvNorm
 from corrq_jax.moments import match_moments, trace
 from corrq_jax.paths import flatten
-from corrq_jax.wiring import EXPONENT
 
 STAGES = (  # blocks, kernel, stride, expansion, features
     *(Stage(1, 3, 1, 1, 16), Stage(3, 3, 1, 4, 24)),
@@ -140,7 +139,7 @@ def main() -> None:
         for exponent in EXPONENTS:
             trees = [quantized(budget, coding, exponent) for budget in BUDGETS]
             found[exponent] = np.array([log_kl(match_moments(wiring, params, t)[0]) for t in trees])
-            if exponent == EXPONENT:
+            if exponent == 1:
                 unmatched = np.array([log_kl(t) for t in trees])
         for exponent, values in found.items():
             less = values - found[0.0]
@@ -150,7 +149,7 @@ def main() -> None:
                 f"alike {less.mean():+.3f} +- {error:.3f}",
                 flush=True,
             )
-        print(f"{coding}, share**{EXPONENT:g}, moments not matched: {unmatched.mean():.3f}")
+        print(f"{coding}, by share, moments not matched: {unmatched.mean():.3f}")
 
 
 if __name__ == "__main__":

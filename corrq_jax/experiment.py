@@ -28,7 +28,7 @@ from corrq_jax.results import LayerDensity, Run
 Advance = Callable[[str], object]
 
 # What two runs have to share for their cells to be comparable.
-_IDENTITY = ("corrq_jax", "data", "weights", "computed in")
+_IDENTITY = ("corrq_jax", "data", "float weights", "computed in", "matmul precision")
 
 
 def compare(
@@ -67,7 +67,7 @@ def compare(
     for cell in chosen:
         part = store.read(cell)
         if part is None:
-            frame = frame or _frame(network, params, subject, about)
+            frame = frame or _frame(network, params, subject, about, watch)
             part = _measured(frame, params, cell, subject, watch)
             if part is None:
                 advance(f"{cell[0].name}, {cell[1]:g} bits: left out")
@@ -82,9 +82,15 @@ def compare(
     return _joined(parts, order, tuple(_densities(params, chosen, parts[0])))
 
 
-def _frame(network: str, params: Any, subject: Subject | None, about: Mapping[str, str]) -> Run:
+def _frame(
+    network: str,
+    params: Any,
+    subject: Subject | None,
+    about: Mapping[str, str],
+    watch: Progress | None,
+) -> Run:
     """A run without results: the float network."""
-    reference = subject.measure(params)[0] if subject else None
+    reference = subject.measure(params, watch)[0] if subject else None
     return sweep.float_run(
         network,
         params,
@@ -104,9 +110,13 @@ def _measured(
     is_traced = isinstance(method, Method) and (method.match or method.mixed)
     wiring = subject.wiring if subject and is_traced else None
     for result, layers in sweep.sweep(params, [cell], measure, wiring):
-        weights = sum(layer.size for layer in layers)
         return dataclasses.replace(
-            frame, weights=weights, results=(result,), layers={result.key: layers}
+            frame,
+            weights=sum(layer.size for layer in layers),
+            results=(result,),
+            layers={result.key: layers},
+            # The frame may be of a kept cell, measured on another machine.
+            environment={**frame.environment, **sweep.environment()},
         )
     return None
 
@@ -119,8 +129,17 @@ def _joined(parts: Sequence[Run], order: Sequence[str], densities: tuple[LayerDe
         for part in parts
         for key, layers in part.layers.items()
     }
-    results = tuple(result for part in parts for result in part.results)
-    return dataclasses.replace(parts[0], results=results, layers=layers, densities=densities)
+    environment = {
+        name: "; ".join(dict.fromkeys(p.environment[name] for p in parts if name in p.environment))
+        for name in dict.fromkeys(name for part in parts for name in part.environment)
+    }
+    return dataclasses.replace(
+        parts[0],
+        results=tuple(result for part in parts for result in part.results),
+        layers=layers,
+        densities=densities,
+        environment=environment,
+    )
 
 
 def _densities(params: Any, chosen: Sequence[Cell], part: Run):
@@ -148,7 +167,7 @@ def _identity(params: Any, subject: Subject | None) -> dict[str, str]:
         array = np.asarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    about = {"weights": f"sha256 {digest.hexdigest()[:16]}"}
+    about = {"float weights": f"sha256 {digest.hexdigest()[:16]}"}
     if subject is not None:
         about |= {"data": subject.data, "computed in": subject.dtype}
     return about
@@ -186,7 +205,7 @@ class _Store:
             if kept != now:
                 raise InputError(
                     f"{path} is of another experiment ({name}: {kept!r}, now {now!r}); choose "
-                    "another folder, or remove this one"
+                    f"another folder, or remove {path.parent}"
                 )
         return run
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from corrq_jax import models
 from corrq_jax.data import (
-    Preprocess,
     all_views,
     batches,
     load,
@@ -22,16 +21,20 @@ from corrq_jax.data import (
     tfds_source,
 )
 from corrq_jax.errors import InputError
-from corrq_jax.evaluation import Batch, Metrics, Progress, logits, metrics_from_logits
+from corrq_jax.evaluation import (
+    Batch,
+    Metrics,
+    Progress,
+    logits,
+    metrics_from_logits,
+)
 from corrq_jax.flax import Apply, functional
 from corrq_jax.moments import Wiring, trace
+from corrq_jax.precision import DTYPES
 from corrq_jax.tree import dequantize
 
 BATCH = 48
 PHOTOS = "photos"  # the data set that is installed
-
-# Decoded pictures of small data sets stay in memory, for a comparison passes over them many times.
-_KEPT_NBYTES = 4e9
 
 
 class _Outputs(NamedTuple):
@@ -66,7 +69,7 @@ class Subject:
     @property
     def count(self) -> int:
         """Number of pictures, views of photos included."""
-        return len(self._reference.labels)
+        return len(self._reference().labels)
 
     @property
     def photos(self) -> int:
@@ -96,7 +99,7 @@ class Subject:
         Raises:
             InputError: no picture can be read.
         """
-        reference = self._reference
+        reference = self._reference(progress)
         found = reference if params is self.params else self._outputs(params, progress)
         if len(found.labels) != len(reference.labels):
             raise InputError(
@@ -106,9 +109,11 @@ class Subject:
         centre = metrics_from_logits(found.logits[:: self.views], found.labels[:: self.views])
         return centre, metrics_from_logits(found.logits, found.labels, reference.logits)
 
-    @cached_property
-    def _reference(self) -> _Outputs:
-        return self._outputs(self.params)
+    def _reference(self, progress: Progress | None = None) -> _Outputs:
+        """Of the float network, computed once."""
+        if "_kept" not in self.__dict__:
+            self.__dict__["_kept"] = self._outputs(self.params, progress)
+        return self.__dict__["_kept"]
 
     def _outputs(self, params: Any, progress: Progress | None = None) -> _Outputs:
         """Parameters are decoded first, so that all share one compiled forward pass.
@@ -142,8 +147,16 @@ def expected_inputs(name: str) -> tuple[jax.ShapeDtypeStruct, np.ndarray, np.nda
     return jax.ShapeDtypeStruct((1, size, size, 3), np.float32), *prepare.expected_moments()
 
 
+def _room() -> float:
+    """Bytes that decoded pictures may take: half of the memory that is free, where one can tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    except (AttributeError, ValueError, OSError):
+        return 2e9
+
+
 class _Kept:
-    """Pictures that are read once, if there is room for them."""
+    """Pictures that are read once, if there is room for them: a comparison needs many passes."""
 
     def __init__(self, pictures: Any):
         self._pictures = pictures
@@ -158,15 +171,16 @@ class _Kept:
             yield from self._batches
             return
         kept: list[Batch] | None = []
-        nbytes = 0
+        nbytes, room = 0, _room()
         for batch in self._pictures:
             nbytes += batch[0].nbytes
-            kept = None if kept is None or nbytes > _KEPT_NBYTES else [*kept, batch]
+            kept = None if kept is None or nbytes > room else [*kept, batch]
             yield batch
         if not self._pictures.count:
+            name, reason = next(iter(self.corrupt.items()), ("no picture", "there is none"))
             raise InputError(
-                f"{self._pictures.source.identity}: none of its {len(self._pictures.corrupt)} "
-                "pictures could be read"
+                f"none of the {len(self.corrupt)} pictures could be read; the first: {name}: "
+                f"{reason}"
             )
         self._batches = kept
 
@@ -208,29 +222,51 @@ def subject(
     info = models.info(name)
     prepare = preprocessing(info.preprocessing, info.resolution)
     is_folder = pathlib.Path(data).is_dir()
-    if str(data) == PHOTOS and not is_folder:
-        if labels or split or data_dir or download or limit:
-            raise InputError(
-                "labels, split, data_dir, download and limit are for folders and TFDS; the photos "
-                "have none of them"
-            )
-        return _of_photos(name, weights, prepare, batch_size, dtype)
+    is_tfds = not is_folder and str(data) != PHOTOS
+    _check_options(
+        data,
+        {"labels": (labels, is_folder), "limit": (limit, is_folder or is_tfds)}
+        | {"split": (split, is_tfds), "data_dir": (data_dir, is_tfds)}
+        | {"download": (download or None, is_tfds)},
+    )
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
+    if is_tfds and (pathlib.Path(data).is_absolute() or str(data).startswith(".")):
+        raise InputError(f"there is no folder {data}")
+    # Before the network: a wrong dtype, and below wrong pictures, are told before long work.
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
+    if not is_folder and not is_tfds:
+        images, known = all_views(load_photos(), prepare)
+        pictures: Any = list(batches(images, known, min(batch_size, len(images))))
+        apply, params = functional(models.load(name, weights))
+        return Subject(name, apply, params, pictures, 10, f"{PHOTOS}, 10 views each", dtype)
+    apply, params = functional(models.load(name, weights))
+    classes = jax.eval_shape(apply, params, expected_inputs(name)[0]).shape[-1]
     if is_folder:
-        source = read_folder(data, labels, classes=info.classes)
-    elif labels is not None:
-        raise InputError(f"{data} is not a folder; labels are for one")
+        source = read_folder(data, labels, classes=classes)
+        title = f"{pathlib.Path(data).resolve().name}, {source.identity}"
     else:
-        source = tfds_source(str(data), split, data_dir, classes=info.classes, download=download)
-    pictures = load(source, prepare, batch_size, limit=limit)
-    identity = source.identity if limit is None else f"{source.identity}, {limit} of them"
-    apply, params = functional(models.load(name, weights))
-    return Subject(name, apply, params, _Kept(pictures), 1, identity, dtype)
+        source = _tfds(str(data), split, data_dir, classes, download)
+        title = source.identity
+    found = load(source, prepare, batch_size, limit=limit)
+    if len(found.indices) < len(source):
+        title += f", {len(found.indices)} of them"
+    return Subject(name, apply, params, _Kept(found), 1, title, dtype)
 
 
-def _of_photos(
-    name: str, weights: Any, prepare: Preprocess, batch_size: int, dtype: str
-) -> Subject:
-    images, labels = all_views(load_photos(), prepare)
-    pictures = list(batches(images, labels, min(batch_size, len(images))))
-    apply, params = functional(models.load(name, weights))
-    return Subject(name, apply, params, pictures, 10, f"{PHOTOS}, 10 views each", dtype)
+def _check_options(data: Any, options: Mapping[str, tuple[Any, bool]]) -> None:
+    """Options are for some kinds of data; (value, whether it is for this kind) by name."""
+    unfit = [name for name, (value, is_for) in options.items() if value is not None and not is_for]
+    if unfit:
+        raise InputError(
+            f"{', '.join(unfit)} cannot be used with {data}: labels are for a folder, split, "
+            "data_dir and download for a data set of TFDS, limit for both"
+        )
+
+
+def _tfds(name: str, split: str | None, data_dir: Any, classes: int, download: bool) -> Any:
+    try:
+        return tfds_source(name, split, data_dir, classes=classes, download=download)
+    except InputError as error:
+        raise InputError(f"{name} is no folder, and as a data set of TFDS: {error}") from error

@@ -20,15 +20,16 @@ from corrq_jax.wiring import Site, Wiring, trace
 
 __all__ = ["Matched", "Site", "Wiring", "match_moments", "trace"]
 
-LARGEST_RATIO = 16.0  # of variances; a prediction beyond it is not trusted
-
 
 def match_moments(wiring: Wiring, params: Any, qparams: Any) -> tuple[Any, Matched]:
     """Corrects running moments and biases for the kernels of ``qparams``.
 
-    With d the difference of a layer's expected output means, and r the ratio of its expected output
-    variances, each for a channel and of the quantized network to the trained one, a normalization's
-    running mean grows by d and its running variance r times; without one, the bias loses d.
+    With d the difference of a layer's expected output means, quantized less trained, a
+    normalization's running mean grows by d; without one, the bias loses d. The running variance
+    s^2 becomes ``g^2 s^2 + v(W_q - g W)``, g being what is left of the trained kernel W in the
+    quantized W_q, and v the expected variance of a kernel's output: what is left of the signal
+    keeps the variance that training measured, and only that of the noise is predicted. All of it
+    is for a channel each (docs/method.md, section 8).
 
     Args:
         wiring: of the network, from `trace`.
@@ -91,19 +92,38 @@ def _checked(wiring: Wiring, tree: Any, argument: str) -> tuple[dict[str, Any], 
 
 def _corrected(site: Site, trained: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """New values for the site's targets."""
-    mean, variance = site.output_moments(_decoded(trained[site.kernel]))
-    new_mean, new_variance = site.output_moments(_decoded(found[site.kernel]))
-    ratio = np.divide(new_variance, variance, out=np.ones_like(variance), where=variance > 0)
-    ratio = ratio.clip(1 / LARGEST_RATIO, LARGEST_RATIO)
+    kernel, new_kernel = _decoded(trained[site.kernel]), _decoded(found[site.kernel])
+    shift = site.output_moments(new_kernel)[0] - site.output_moments(kernel)[0]
     values = [_decoded(trained[path]) for path in site.targets]
     if len(values) == 1:
-        changes = [mean - new_mean]
+        changes = [-shift]
     else:
-        changes = [new_mean - mean, values[1].ravel() * (ratio - 1)]
+        gain, noise = _gain_and_noise(site, kernel, new_kernel)
+        changes = [shift, values[1].ravel() * (gain**2 - 1) + noise]
     return {
         path: _like(found[path], value, change)
         for path, value, change in zip(site.targets, values, changes, strict=True)
     }
+
+
+def _gain_and_noise(
+    site: Site, kernel: np.ndarray, new_kernel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of the trained kernel in the new one, and the variance of the rest's output.
+
+    Both are float64[outputs]. The expected variance is a quadratic form of the kernel, and the rest
+    is orthogonal to the kernel in it. A kernel that gives no variance tells nothing: gain 1, no
+    noise.
+    """
+    variance, new_variance, of_sum, of_difference = (
+        site.output_moments(k)[1]
+        for k in (kernel, new_kernel, kernel + new_kernel, kernel - new_kernel)
+    )
+    common = (of_sum - of_difference) / 4  # exact for an unchanged kernel
+    is_live = variance > 0
+    gain = np.divide(common, variance, out=np.ones_like(variance), where=is_live)
+    noise = np.where(is_live, new_variance - gain**2 * variance, 0)
+    return gain, noise.clip(0)  # rounding may leave less than nothing
 
 
 def _decoded(leaf: Any) -> np.ndarray:

@@ -24,10 +24,6 @@ from corrq_jax.propagation import RULES, Rule, nodewise
 from corrq_jax.signals import Known, NotUnderstood, Signal, Value, as_numpy, gaussian, parameter
 from corrq_jax.tree import dequantize
 
-EXPONENT = 0.5
-"""Of the share in the importance: between counting all kernels alike (0) and by their share (1).
-
-docs/method.md, section 6, says on what it was chosen."""
 _LEAST_SHARE = 1e-4  # a kernel that hardly arrives still has to have some precision
 MEANS = frozenset({"mean", "running_mean", "moving_mean"})
 VARIANCES = frozenset({"var", "variance", "running_var", "moving_var", "moving_variance"})
@@ -95,7 +91,7 @@ class Wiring:
     @property
     def importance(self) -> dict[str, float]:
         """Weights of the kernels' noise for a budget of bits, from their shares."""
-        return {path: max(s, _LEAST_SHARE) ** EXPONENT for path, s in self.shares.items()}
+        return {path: max(share, _LEAST_SHARE) for path, share in self.shares.items()}
 
 
 def trace(

@@ -62,6 +62,11 @@ def test_a_folder_with_labels_and_keras_weights(run, weights, pictures, tmp_path
     assert "left out ILSVRC2012_val_00000009.JPEG" in told
     assert "Beside the published figures" in shown
     assert "77 %" in shown
+    assert "5 pictures are no test set" in shown
+    published = json.loads((out / "mobilenet_v2" / "published.json").read_text())
+    assert [one["published"]["top5"] for one in published] == [0.77]
+    assert published[0]["measured"][0][0] == "exponential"
+    assert told.count("exponential + correlation, 5 bits: rho") == 1
     first = read(out / "mobilenet_v2")
     assert [r.key for r in first.results] == ["exponential @ 5", "exponential + correlation @ 5"]
     assert (first.photos, first.views) == (5, 5)
@@ -117,14 +122,27 @@ def test_options_that_do_not_fit(tmp_path):
     from corrq_jax.errors import InputError
 
     name = "efficientnet_lite0"
-    with pytest.raises(InputError, match="are for folders and TFDS"):
-        fidelity.subject(name, limit=3)
-    with pytest.raises(InputError, match="labels are for one"):
+    for options in ({"limit": 0}, {"download": True}, {"split": "test"}, {"labels": "x.txt"}):
+        with pytest.raises(InputError, match=f"^{next(iter(options))} cannot be used with photos"):
+            fidelity.subject(name, **options)
+    with pytest.raises(InputError, match=r"^labels cannot be used with imagenette"):
         fidelity.subject(name, "imagenette", labels="labels.txt")
+    with pytest.raises(InputError, match=r"^split, data_dir cannot be used with"):
+        fidelity.subject(name, tmp_path, split="test", data_dir="data")
+    with pytest.raises(InputError, match=r"dtype is 'float17'; give one of bfloat16, "):
+        fidelity.subject(name, dtype="float17")
+    with pytest.raises(InputError, match="batch_size is 0"):
+        fidelity.subject(name, batch_size=0)
+    with pytest.raises(InputError, match="there is no folder /nowhere"):
+        fidelity.subject(name, "/nowhere")
+    with pytest.raises(InputError, match="no/where is no folder, and as a data set of TFDS"):
+        fidelity.subject(name, "no/where")
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "x.png").write_bytes(b"no picture")
     found = fidelity.subject(name, tmp_path)
-    with pytest.raises(InputError, match="none of its 1 pictures could be read"):
+    with pytest.raises(
+        InputError, match=r"none of the 1 pictures could be read; the first: 0/x\.png: Unid"
+    ):
         found.measure(found.params)
 
 
@@ -135,7 +153,7 @@ def test_pictures_are_read_once_if_there_is_room(tmp_path, monkeypatch):
     kept = fidelity.subject("efficientnet_lite0", tmp_path, batch_size=2).pictures
     passes = [list(kept), list(kept)]
     assert all(a is b for a, b in zip(*passes, strict=True))
-    monkeypatch.setattr(fidelity, "_KEPT_NBYTES", 1e6)  # less than two of the batches
+    monkeypatch.setattr(fidelity, "_room", lambda: 1e6)  # less than two of the batches
     read_again = fidelity.subject("efficientnet_lite0", tmp_path, batch_size=2).pictures
     passes = [list(read_again), list(read_again)]
     assert not any(a is b for a, b in zip(*passes, strict=True))

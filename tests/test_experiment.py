@@ -119,7 +119,7 @@ def test_every_cell_has_a_file_of_its_own(tmp_path):
     [
         ({"data": "eleven"}, "data: 'ten', now 'eleven'"),
         ({"dtype": "bfloat16"}, "computed in: 'float32', now 'bfloat16'"),
-        ({"params": functional(Net(nnx.Rngs(1)))[1]}, "weights: 'sha256"),
+        ({"params": functional(Net(nnx.Rngs(1)))[1]}, "float weights: 'sha256"),
     ],
 )
 def test_cells_of_another_experiment_are_refused(subject, chosen, tmp_path, change, what):
@@ -142,6 +142,23 @@ def test_cells_of_another_version_and_damaged_ones_are_refused(subject, chosen, 
         run(subject, chosen[:1], tmp_path)
 
 
+def test_each_cell_says_where_it_was_measured(subject, chosen, tmp_path, monkeypatch):
+    run(subject, chosen[:1], tmp_path)
+    here = experiment.sweep.environment()
+    monkeypatch.setattr(
+        experiment.sweep, "environment", lambda: here | {"device": "8 x TPU", "jax": "1.0"}
+    )
+    found = run(subject, chosen[:2], tmp_path)
+    cells = [Run.from_json(path.read_text()) for path in tmp_path.iterdir()]
+    assert {cell.environment["device"] for cell in cells} == {here["device"], "8 x TPU"}
+    assert found.environment["device"] == f"{here['device']}; 8 x TPU"
+    monkeypatch.setattr(
+        experiment.sweep, "environment", lambda: here | {"matmul precision": "bfloat16"}
+    )
+    with pytest.raises(InputError, match="matmul precision: 'default', now 'bfloat16'"):
+        run(subject, chosen[:2], tmp_path)
+
+
 def test_targets_that_cannot_be_met_are_left_out(subject, tmp_path):
     (impossible,) = cells(methods(["mixed bits"]), (2,))
     (possible,) = cells(methods(["optimal"]), (2,))
@@ -160,7 +177,8 @@ def test_targets_that_cannot_be_met_are_left_out(subject, tmp_path):
 def test_speed_is_shown(subject, chosen):
     seen = []
     run(subject, chosen[:1], watch=lambda count, rate: seen.append((count, rate is None)))
-    assert seen == [(4, True), (8, False), (10, False)]
+    # The float network's pass, and the cell's.
+    assert seen == 2 * [(4, True), (8, False), (10, False)]
 
 
 def test_without_pictures(subject, chosen):
@@ -181,4 +199,4 @@ def test_bfloat16_is_computed_in(subject):
     half = dataclasses.replace(subject, dtype="bfloat16")
     exact, rounded = (s.measure(s.params)[1] for s in (subject, half))
     assert (exact.kl, rounded.kl) == (0, 0)  # each against its own float network
-    assert not np.array_equal(subject._reference.logits, half._reference.logits)
+    assert not np.array_equal(subject._reference().logits, half._reference().logits)

@@ -81,14 +81,16 @@ def test_shares_predict_the_noise_at_the_output_of_linear_residual_blocks():
         assert ratio == pytest.approx(found[name], rel=0.25), name
 
 
-def test_importance_is_between_alike_and_by_share():
+def test_importance_is_the_share_but_never_nothing():
     def apply(p, x):
-        return x @ p["a"] + 0.1 * (x @ p["b"])
+        return x @ p["a"] + 0.1 * (x @ p["b"]) + 1e-9 * (x @ p["c"])
 
     example = jax.ShapeDtypeStruct((1, WIDTH), np.float32)
-    wiring = trace(apply, kernels("a", "b"), example)
-    assert wiring.shares["b"] < wiring.importance["b"] < 1
-    assert wiring.importance["a"] == pytest.approx(1, abs=0.02)
+    wiring = trace(apply, kernels("a", "b", "c"), example)
+    for name in "ab":
+        assert wiring.importance[name] == wiring.shares[name]
+    assert wiring.shares["c"] < 1e-10
+    assert wiring.importance["c"] == 1e-4
 
 
 def test_what_is_not_understood_still_gets_a_share():

@@ -63,7 +63,7 @@ LAYERS = {
     "html_figures": ("errors plots results", ""),
     "html_report": ("atomic errors html_figures paper plot_style results", "jinja2"),
     "flax": ("errors moments paths report tree", "jax flax"),
-    "fidelity": ("data errors evaluation flax models moments tree", "numpy jax"),
+    "fidelity": ("data errors evaluation flax models moments precision tree", "numpy jax"),
     "methods": ("config errors peers", ""),
     "sweep": (
         "corrq_jax core errors evaluation leaf methods moments paths peers report results storage"
@@ -75,8 +75,8 @@ LAYERS = {
         "numpy",
     ),
     "cli": (
-        "corrq_jax config data errors evaluation experiment fidelity flax html_report models paper"
-        " paths plots readers report results storage sweep tensor tree",
+        "atomic corrq_jax config data errors evaluation experiment fidelity flax html_report models"
+        " paper paths plots readers report results storage sweep tensor tree",
         "numpy typer rich jax",
     ),
     "__main__": ("cli", ""),

@@ -23,6 +23,7 @@ measure.register(app)
 reproduce.register(app)
 
 _debug = False
+_MOST_LINES = 10
 
 
 def _version(wanted: bool) -> None:
@@ -61,7 +62,10 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split())
+    first, *more = [" ".join(line.split()) for line in str(error).splitlines()] or [""]
+    if len(more) > _MOST_LINES:
+        more = [*more[:_MOST_LINES], f"and {len(more) - _MOST_LINES} more (--debug shows all)"]
+    return f"{first} {'; '.join(more)}".strip()
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -16,6 +16,7 @@ from corrq_jax.cli.show import errors, output, progress, results_table, table
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from corrq_jax.evaluation import Progress
     from corrq_jax.fidelity import Subject
     from corrq_jax.paper import Comparison
     from corrq_jax.results import Run
@@ -45,7 +46,14 @@ Weights = Annotated[
 Labels = Annotated[
     pathlib.Path | None, typer.Option(help="Labels of pictures that are not in class folders.")
 ]
+Split = Annotated[str | None, typer.Option(help="The split of a TFDS data set.")]
+DataDir = Annotated[pathlib.Path | None, typer.Option(help="Where TFDS has its data.")]
+Download = Annotated[
+    bool, typer.Option("--download", help="Let TFDS prepare a data set that is not there.")
+]
 Limit = Annotated[int | None, typer.Option(help="Use so many pictures, spread evenly.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures at a time.")]
+Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 or float16.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +66,7 @@ def register(app: typer.Typer) -> None:
     )(sweep)
     app.command(
         epilog="Examples:\n\n  corrq evaluate lite0.safetensors\n\n"
+        "  corrq evaluate q.safetensors --model resnet50 --weights resnet50.h5 --data val\n\n"
         "  corrq evaluate lite0.safetensors --data pictures/"
     )(evaluate)
 
@@ -147,7 +156,12 @@ def evaluate(
     weights: Weights = "imagenet",
     data: Data = _PHOTOS,
     labels: Labels = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    download: Download = False,
     limit: Limit = None,
+    batch_size: BatchSize = 48,
+    dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Measure a quantized network beside the float one: top-1, top-5, agreement, KL."""
@@ -155,9 +169,27 @@ def evaluate(
 
     if file is not None and not file.exists():
         raise InputError(f"{file}: there is no such file")
-    chosen = subject(model, data, weights, labels=labels, limit=limit)
+    chosen = subject(
+        model,
+        data,
+        weights,
+        labels=labels,
+        split=split,
+        data_dir=data_dir,
+        download=download,
+        limit=limit,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
     params = chosen.params if file is None else _params_of(file, chosen)
-    centre, all_views = chosen.measure(params)
+    with progress(model, 1 if file is None else 2) as advance:
+        watch = _watch(advance)
+        centre, all_views = chosen.measure(chosen.params, watch)
+        advance()
+        if file is not None:
+            centre, all_views = chosen.measure(params, watch)
+            advance()
+    _warn_of_corrupt(chosen)
     if as_json:
         found = {"photos": dataclasses.asdict(centre), "views": dataclasses.asdict(all_views)}
         print(json.dumps(found))
@@ -236,16 +268,38 @@ def compared(
 
     with progress(network, len(cells)) as advance:
 
-        def watch(pictures: int, rate: float | None) -> None:
-            speed = "" if rate is None else f", {rate:,.0f} a second"
-            advance(f"{pictures:,} pictures{speed}", step=0)
+        def cell_done(text: str) -> None:
+            advance(text)
+            if keep is not None and not errors.is_terminal:  # a log of a long run
+                errors.print(text, markup=False, highlight=False)
 
         found = compare(
-            network, params, cells, subject=subject, keep=keep, advance=advance, watch=watch
+            network,
+            params,
+            cells,
+            subject=subject,
+            keep=keep,
+            advance=cell_done,
+            watch=_watch(advance),
         )
-    for name, reason in (subject.corrupt if subject else {}).items():
-        warnings.warn(f"left out {name}: {reason}", stacklevel=2)
+    if subject is not None:
+        _warn_of_corrupt(subject)
     return found
+
+
+def _watch(advance: Any) -> "Progress":
+    """Shows pictures and pictures a second beside a bar."""
+
+    def watch(pictures: int, rate: float | None) -> None:
+        speed = "" if rate is None else f", {rate:,.0f} a second"
+        advance(f"{pictures:,} pictures{speed}", step=0)
+
+    return watch
+
+
+def _warn_of_corrupt(subject: "Subject") -> None:
+    for name, reason in subject.corrupt.items():
+        warnings.warn(f"left out {name}: {reason}", stacklevel=3)
 
 
 def _widths(text: str) -> list[float]:

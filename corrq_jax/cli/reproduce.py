@@ -1,15 +1,23 @@
 """The command that repeats the papers' experiment."""
 
+import dataclasses
+import json
 import pathlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from corrq_jax.atomic import atomic_write
 from corrq_jax.cli.measure import (
+    BatchSize,
     Bits,
+    DataDir,
+    Download,
+    Dtype,
     Labels,
     Limit,
     Methods,
+    Split,
     Weights,
     cells_of,
     check_folder,
@@ -18,6 +26,11 @@ from corrq_jax.cli.measure import (
 )
 from corrq_jax.cli.show import errors, output, published_table, results_table
 from corrq_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from corrq_jax.paper import Comparison
 
 _MODELS = ("vgg16", "resnet50", "xception")
 
@@ -48,16 +61,12 @@ def reproduce(
     method: Methods = None,
     weights: Weights = "imagenet",
     labels: Labels = None,
-    split: Annotated[str | None, typer.Option(help="The split of a TFDS data set.")] = None,
-    data_dir: Annotated[pathlib.Path | None, typer.Option(help="Where TFDS has its data.")] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Let TFDS fetch a data set that is not there.")
-    ] = False,
+    split: Split = None,
+    data_dir: DataDir = None,
+    download: Download = False,
     limit: Limit = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
-    dtype: Annotated[
-        str, typer.Option(help="What the network computes in: float32 or bfloat16.")
-    ] = "float32",
+    batch_size: BatchSize = 64,
+    dtype: Dtype = "float32",
     out: Annotated[
         pathlib.Path, typer.Option("-o", "--output", help="The folder to write.")
     ] = pathlib.Path("reproduced"),
@@ -99,5 +108,13 @@ def reproduce(
         output.print(results_table(run))
         published = paper.beside(name, run.results)
         if published:
-            output.print(published_table(published))
+            output.print(published_table(published, run, paper.FLOAT[name]))
         write(run, out / name, published)
+        _write_published(out / name, published)
+
+
+def _write_published(folder: pathlib.Path, published: "Sequence[Comparison]") -> None:
+    """What the page shows beside the papers, for programs."""
+    text = json.dumps([dataclasses.asdict(one) for one in published], indent=1)
+    with atomic_write(folder / "published.json", overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")

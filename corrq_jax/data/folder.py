@@ -42,7 +42,8 @@ class ImageFolder:
         """Start of a SHA-256 of the pictures' names, sizes and labels, wherever the folder is."""
         hashed = hashlib.sha256()
         for name, label in zip(self.names, self.labels, strict=True):
-            size = (self.directory / name).stat().st_size
+            path = self.directory / name
+            size = path.stat().st_size if path.exists() else -1  # reading it will say why
             hashed.update(f"{name}\0{size}\0{label}\n".encode())
         return f"folder:{hashed.hexdigest()[:16]}"
 
@@ -120,5 +121,7 @@ def _pictures(folder: pathlib.Path) -> list[str]:
     return sorted(
         path.as_posix()
         for path in below
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.parts)
+        and not (folder / path).is_dir()
     )

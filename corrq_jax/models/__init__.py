@@ -26,7 +26,7 @@ class ModelInfo:
     Attributes:
         name: the name in this registry.
         resolution: height and width of its pictures, in pixels.
-        classes: number of logits.
+        classes: number of logits of the ImageNet weights; other weights may have another.
         preprocessing: name of its preprocessing in `corrq_jax.data.preprocess`.
         module: the module that builds it, with `create(name, classes, *, rngs)`; beside it, under
             the same name plus `_weights`, another that says where its weights are in a file.
@@ -143,6 +143,7 @@ def load(name: str, weights: str | os.PathLike[str] | Mapping[str, np.ndarray] =
     from corrq_jax.readers import read_weights
     from corrq_jax.readers.keras_layers import read_keras_layers
 
+    _check_suffix(entry, path)
     try:
         if entry.layout == "torch":
             return _from_arrays(entry, read_weights(path))
@@ -173,11 +174,19 @@ def imagenet_weights(name: str) -> pathlib.Path:
     )
 
 
+def _check_suffix(entry: ModelInfo, path: pathlib.Path) -> None:
+    """Keras's networks come in its own files; others are often given by mistake."""
+    if entry.layout == "keras" and path.suffix.lower() in (".pth", ".pt", ".safetensors", ".npz"):
+        other = f"{entry.name}_torchvision"
+        advice = f"; PyTorch's weights are for {other}" if other in _MODELS else ""
+        raise InputError(f"{path}: {entry.name} takes .h5, .weights.h5 or .keras files{advice}")
+
+
 def _from_arrays(entry: ModelInfo, arrays: Mapping[str, np.ndarray]) -> Any:
     if entry.layout != "torch":
         raise InputError(
             f"the weights of {entry.name} come from Keras's files, whose names alone do not tell "
-            "the layers; give the file"
+            f"the layers; give the file, or quantize it with --model {entry.name}"
         )
     names = _import(f"{entry.module}_weights").torch_names(entry.name)
     convert = _import("corrq_jax.models.torch_weights")

@@ -76,6 +76,17 @@ def test_identity_tells_names_sizes_and_labels_not_the_place(root, tmp_path_fact
     assert len({before, relabelled_identity, renamed.identity, folder.identity}) == 4
 
 
+def test_what_only_looks_like_a_picture(root):
+    (root / "dog" / "folder.png").mkdir()
+    (root / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    folder = data.read_folder(root, classes=2)
+    assert len(folder) == 4  # the link is one, though it cannot be read
+    assert folder.identity == data.read_folder(root, classes=2).identity
+    pictures = data.load(folder, PREPROCESS, 2, workers=0)
+    assert sum(mask.sum() for _, _, mask in pictures) == 3
+    assert len(pictures.corrupt) == 1
+
+
 def test_corrupt_pictures_are_named_and_passed_over(root):
     whole = (root / "dog" / "b.png").read_bytes()
     (root / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])

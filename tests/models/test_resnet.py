@@ -144,6 +144,11 @@ def test_one_error_lists_all_that_is_wrong(files, tmp_path):
         assert line in message
 
 
+def test_files_of_the_other_kind_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"takes \.h5.*PyTorch's weights are for resnet50_torch"):
+        models.load(NAME, tmp_path / "resnet50.pth")
+
+
 def test_weights_of_another_network_are_refused(files):
     with pytest.raises(InputError, match="these are not the weights of mobilenet_v2"):
         models.load("mobilenet_v2", files / "older.h5")
