@@ -24,8 +24,7 @@ from flax import nnx
 import corrq_jax as corrq
 from corrq_jax.flax import Apply, functional
 from corrq_jax.models.inverted_bottlenecks import BottleneckStage as Stage
-from corrq_jax.models.inverted_bottlenecks import InvertedBottleneck
-from corrq_jax.models.layers import ConvNorm
+from corrq_jax.models.inverted_bottlenecks import InvertedBottleneck, conv_norm
 from corrq_jax.moments import match_moments, trace
 from corrq_jax.paths import flatten
 
@@ -33,7 +32,6 @@ STAGES = (  # blocks, kernel, stride, expansion, features
     *(Stage(1, 3, 1, 1, 16), Stage(3, 3, 1, 4, 24)),
     *(Stage(4, 3, 2, 4, 40), Stage(3, 3, 1, 4, 64)),
 )
-EPSILON = 1e-3
 EPOCHS, BATCH, RATE = 3, 128, 4e-3
 EXPONENTS = (0.0, 0.5, 0.75, 1.0)
 BUDGETS = tuple(np.arange(1.75, 4.51, 0.25))
@@ -44,15 +42,13 @@ class Network(nnx.Module):
     """MobileNet-like: a stem, inverted bottlenecks with shortcuts, a head and a classifier."""
 
     def __init__(self, rngs: nnx.Rngs):
-        unit = functools.partial(ConvNorm, epsilon=EPSILON, activation=jax.nn.relu6, rngs=rngs)
+        unit = functools.partial(conv_norm, rngs=rngs)
         self.stem = unit(1, 24, 3, 2)
         features, blocks = 24, []
         for stage in STAGES:
             for i in range(stage.blocks):
                 stride = 1 if i else stage.stride
-                blocks.append(
-                    InvertedBottleneck(features, stage, stride, epsilon=EPSILON, rngs=rngs)
-                )
+                blocks.append(InvertedBottleneck(features, stage, stride, rngs=rngs))
                 features = stage.features
         self.blocks = nnx.List(blocks)
         self.head = unit(features, 192)

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,18 +61,20 @@ def compare(
             `corrq_jax.sweep.sweep`.
     """
     about = _identity(params, subject) if keep is not None else {}
-    store = _Store(keep, network, about)
+    store = _Store(keep, network, about) if keep is not None else None
+    kept = {cell: store.read(cell) for cell in chosen} if store else {}
     parts: list[Run] = []
-    frame = next(filter(None, map(store.read, chosen)), None)
+    frame = next((run for run in kept.values() if run), None)
     for cell in chosen:
-        part = store.read(cell)
+        part = kept.get(cell)
         if part is None:
             frame = frame or _frame(network, params, subject, about, watch)
             part = _measured(frame, params, cell, subject, watch)
             if part is None:
                 advance(f"{cell[0].name}, {cell[1]:g} bits: left out")
                 continue
-            store.write(cell, part)
+            if store:
+                store.write(cell, part)
         parts.append(part)
         (result,) = part.results
         advance(f"{result.method}, {result.bits:g} bits: rho {result.mean_correlation:.5f}")
@@ -142,7 +144,7 @@ def _joined(parts: Sequence[Run], order: Sequence[str], densities: tuple[LayerDe
     )
 
 
-def _densities(params: Any, chosen: Sequence[Cell], part: Run):
+def _densities(params: Any, chosen: Sequence[Cell], part: Run) -> Iterator[LayerDensity]:
     """Typical layers as the methods fitted by correlation quantize them."""
     (layers,) = part.layers.values()
     for path in sweep.typical_paths(layers):
@@ -176,16 +178,13 @@ def _identity(params: Any, subject: Subject | None) -> dict[str, str]:
 class _Store:
     """Runs of one cell each, as JSON files in a folder."""
 
-    def __init__(self, folder: pathlib.Path | None, network: str, about: Mapping[str, str]):
+    def __init__(self, folder: pathlib.Path, network: str, about: Mapping[str, str]):
         self._folder = folder
         self._network = network
         self._about = {**sweep.environment(), **about}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def _path(self, cell: Cell) -> pathlib.Path | None:
-        if self._folder is None:
-            return None
+    def _path(self, cell: Cell) -> pathlib.Path:
         method, bits = cell
         slug = re.sub(r"[^a-z0-9.]+", "-", f"{method.name} {bits:g}".lower())
         return self._folder / f"{slug}.json"
@@ -193,7 +192,7 @@ class _Store:
     def read(self, cell: Cell) -> Run | None:
         """The kept run of a cell, if there is one, of this very experiment."""
         path = self._path(cell)
-        if path is None or not path.exists():
+        if not path.exists():
             return None
         try:
             run = Run.from_json(path.read_text(encoding="utf-8"))
@@ -210,7 +209,6 @@ class _Store:
         return run
 
     def write(self, cell: Cell, run: Run) -> None:
-        path = self._path(cell)
-        if path is not None:
-            with atomic_write(path, overwrite=True) as temporary:
-                temporary.write_text(run.to_json(), encoding="utf-8")
+        """Keeps the run of a cell, whole or not at all."""
+        with atomic_write(self._path(cell), overwrite=True) as temporary:
+            temporary.write_text(run.to_json(), encoding="utf-8")

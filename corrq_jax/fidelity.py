@@ -21,13 +21,7 @@ from corrq_jax.data import (
     tfds_source,
 )
 from corrq_jax.errors import InputError
-from corrq_jax.evaluation import (
-    Batch,
-    Metrics,
-    Progress,
-    logits,
-    metrics_from_logits,
-)
+from corrq_jax.evaluation import Batch, Metrics, Progress, logits, metrics_from_logits
 from corrq_jax.flax import Apply, functional
 from corrq_jax.moments import Wiring, trace
 from corrq_jax.precision import DTYPES
@@ -111,9 +105,10 @@ class Subject:
 
     def _reference(self, progress: Progress | None = None) -> _Outputs:
         """Of the float network, computed once."""
-        if "_kept" not in self.__dict__:
-            self.__dict__["_kept"] = self._outputs(self.params, progress)
-        return self.__dict__["_kept"]
+        # As functools.cached_property does, which takes no argument.
+        if "_float_outputs" not in self.__dict__:
+            self.__dict__["_float_outputs"] = self._outputs(self.params, progress)
+        return self.__dict__["_float_outputs"]
 
     def _outputs(self, params: Any, progress: Progress | None = None) -> _Outputs:
         """Parameters are decoded first, so that all share one compiled forward pass.
@@ -170,11 +165,14 @@ class _Kept:
         if self._batches is not None:
             yield from self._batches
             return
-        kept: list[Batch] | None = []
+        kept: list[Batch] = []
         nbytes, room = 0, _room()
         for batch in self._pictures:
             nbytes += batch[0].nbytes
-            kept = None if kept is None or nbytes > room else [*kept, batch]
+            if nbytes <= room:
+                kept.append(batch)
+            else:
+                kept.clear()
             yield batch
         if not self._pictures.count:
             name, reason = next(iter(self.corrupt.items()), ("no picture", "there is none"))
@@ -182,7 +180,7 @@ class _Kept:
                 f"none of the {len(self.corrupt)} pictures could be read; the first: {name}: "
                 f"{reason}"
             )
-        self._batches = kept
+        self._batches = kept or None
 
 
 def subject(

@@ -93,13 +93,14 @@ def _checked(wiring: Wiring, tree: Any, argument: str) -> tuple[dict[str, Any], 
 def _corrected(site: Site, trained: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """New values for the site's targets."""
     kernel, new_kernel = _decoded(trained[site.kernel]), _decoded(found[site.kernel])
-    shift = site.output_moments(new_kernel)[0] - site.output_moments(kernel)[0]
+    (mean, variance), (new_mean, new_variance) = map(site.output_moments, (kernel, new_kernel))
     values = [_decoded(trained[path]) for path in site.targets]
     if len(values) == 1:
-        changes = [-shift]
+        changes = [mean - new_mean]
     else:
-        gain, noise = _gain_and_noise(site, kernel, new_kernel)
-        changes = [shift, values[1].ravel() * (gain**2 - 1) + noise]
+        changed = site.output_moments(new_kernel - kernel)[1]
+        gain, noise = _gain_and_noise(variance, new_variance, changed)
+        changes = [new_mean - mean, values[1].ravel() * (gain**2 - 1) + noise]
     return {
         path: _like(found[path], value, change)
         for path, value, change in zip(site.targets, values, changes, strict=True)
@@ -107,19 +108,15 @@ def _corrected(site: Site, trained: Mapping[str, Any], found: Mapping[str, Any])
 
 
 def _gain_and_noise(
-    site: Site, kernel: np.ndarray, new_kernel: np.ndarray
+    variance: np.ndarray, new_variance: np.ndarray, changed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is left of the trained kernel in the new one, and the variance of the rest's output.
 
-    Both are float64[outputs]. The expected variance is a quadratic form of the kernel, and the rest
-    is orthogonal to the kernel in it. A kernel that gives no variance tells nothing: gain 1, no
-    noise.
+    All are float64[outputs]: the expected variances of the outputs of the trained kernel, of the
+    new one and of their difference. They are values of a quadratic form, in which the rest is
+    orthogonal to the trained kernel. One that gives no variance tells nothing: gain 1, no noise.
     """
-    variance, new_variance, of_sum, of_difference = (
-        site.output_moments(k)[1]
-        for k in (kernel, new_kernel, kernel + new_kernel, kernel - new_kernel)
-    )
-    common = (of_sum - of_difference) / 4  # exact for an unchanged kernel
+    common = (variance + new_variance - changed) / 2  # exact for an unchanged kernel
     is_live = variance > 0
     gain = np.divide(common, variance, out=np.ones_like(variance), where=is_live)
     noise = np.where(is_live, new_variance - gain**2 * variance, 0)

@@ -15,10 +15,6 @@ from flax import nnx
 
 from corrq_jax.models.inverted_bottlenecks import BottleneckNetwork, BottleneckStage
 
-BATCH_NORM_EPSILON = 1e-3
-STEM_FEATURES = 32
-HEAD_FEATURES = 1280
-
 # (width, depth) coefficients.
 VARIANTS = {
     "efficientnet_lite0": (1.0, 1.0),
@@ -60,11 +56,4 @@ def stages(name: str) -> tuple[BottleneckStage, ...]:
 
 def create(name: str, classes: int = 1000, *, rngs: nnx.Rngs) -> BottleneckNetwork:
     """Builds the network `name`, one of `VARIANTS`, with random weights."""
-    return BottleneckNetwork(
-        stages(name),
-        classes,
-        stem_features=STEM_FEATURES,
-        head_features=HEAD_FEATURES,
-        epsilon=BATCH_NORM_EPSILON,
-        rngs=rngs,
-    )
+    return BottleneckNetwork(stages(name), classes, rngs=rngs)

@@ -21,6 +21,12 @@ def unchanged(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def vector_length(array: Any, default: int = 1000) -> int:
+    """The length of a vector; `default` for anything else, which is reported with the rest."""
+    shape = np.shape(array) if array is not None else ()
+    return shape[0] if len(shape) == 1 and shape[0] else default
+
+
 class Source(NamedTuple):
     """Where a leaf's array comes from.
 

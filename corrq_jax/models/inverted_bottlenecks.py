@@ -8,6 +8,14 @@ from flax import nnx
 
 from corrq_jax.models.layers import ConvNorm, Row
 
+# The same in all of these networks.
+BATCH_NORM_EPSILON = 1e-3
+STEM_FEATURES = 32
+HEAD_FEATURES = 1280
+
+
+conv_norm = functools.partial(ConvNorm, epsilon=BATCH_NORM_EPSILON, activation=jax.nn.relu6)
+
 
 class BottleneckStage(NamedTuple):
     """A row of inverted bottlenecks, of which the first may stride and change the features."""
@@ -31,11 +39,10 @@ class InvertedBottleneck(nnx.Module):
         stage: BottleneckStage,
         stride: int,
         *,
-        epsilon: float,
         rngs: nnx.Rngs,
     ):
         hidden = in_features * stage.expansion
-        unit = functools.partial(ConvNorm, epsilon=epsilon, activation=jax.nn.relu6, rngs=rngs)
+        unit = functools.partial(conv_norm, rngs=rngs)
         # None where the stage does not expand, so that the block has no such parameters.
         self.expand = None if stage.expansion == 1 else unit(in_features, hidden)
         self.depthwise = unit(hidden, hidden, stage.kernel, stride, groups=hidden)
@@ -57,9 +64,6 @@ class BottleneckNetwork(nnx.Module):
         stages: tuple[BottleneckStage, ...],
         classes: int,
         *,
-        stem_features: int,
-        head_features: int,
-        epsilon: float,
         rngs: nnx.Rngs,
     ):
         """Builds the network with random weights.
@@ -67,26 +71,21 @@ class BottleneckNetwork(nnx.Module):
         Args:
             stages: in order.
             classes: number of logits.
-            stem_features: channels after the first convolution, which is 3 x 3 with stride 2.
-            head_features: channels after the last, which is pointwise.
-            epsilon: added to BatchNorm's variance.
             rngs: source of the weights.
         """
-        unit = functools.partial(ConvNorm, epsilon=epsilon, activation=jax.nn.relu6, rngs=rngs)
+        unit = functools.partial(conv_norm, rngs=rngs)
         self.stages = len(stages)
-        self.stem = unit(3, stem_features, 3, 2)
-        features = stem_features
+        self.stem = unit(3, STEM_FEATURES, 3, 2)
+        features = STEM_FEATURES
         for index, stage in enumerate(stages):
             blocks: list[nnx.Module] = []
             for block in range(stage.blocks):
                 stride = 1 if block else stage.stride
-                blocks.append(
-                    InvertedBottleneck(features, stage, stride, epsilon=epsilon, rngs=rngs)
-                )
+                blocks.append(InvertedBottleneck(features, stage, stride, rngs=rngs))
                 features = stage.features
             setattr(self, f"stage{index + 1}", Row(blocks))
-        self.head = unit(features, head_features)
-        self.classifier = nnx.Linear(head_features, classes, rngs=rngs)
+        self.head = unit(features, HEAD_FEATURES)
+        self.classifier = nnx.Linear(HEAD_FEATURES, classes, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Computes the logits, float[batch, classes], of images float[batch, height, width, 3]."""

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from corrq_jax.models.filling import ModuleT, Path, Source, fill, unchanged
-from corrq_jax.models.torch_weights import vector_length
+from corrq_jax.models.filling import ModuleT, Path, Source, fill, unchanged, vector_length
 from corrq_jax.readers.keras_layers import StoredLayer
 
 

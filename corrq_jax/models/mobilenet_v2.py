@@ -10,10 +10,6 @@ from flax import nnx
 
 from corrq_jax.models.inverted_bottlenecks import BottleneckNetwork, BottleneckStage
 
-BATCH_NORM_EPSILON = 1e-3
-STEM_FEATURES = 32
-HEAD_FEATURES = 1280
-
 STAGES = (
     BottleneckStage(blocks=1, kernel=3, stride=1, expansion=1, features=16),
     BottleneckStage(blocks=2, kernel=3, stride=2, expansion=6, features=24),
@@ -27,11 +23,4 @@ STAGES = (
 
 def create(name: str, classes: int = 1000, *, rngs: nnx.Rngs) -> BottleneckNetwork:
     """Builds the network with random weights; `name` is "mobilenet_v2"."""
-    return BottleneckNetwork(
-        STAGES,
-        classes,
-        stem_features=STEM_FEATURES,
-        head_features=HEAD_FEATURES,
-        epsilon=BATCH_NORM_EPSILON,
-        rngs=rngs,
-    )
+    return BottleneckNetwork(STAGES, classes, rngs=rngs)

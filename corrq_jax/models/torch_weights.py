@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from corrq_jax.models.filling import ModuleT, Path, Source, fill
+from corrq_jax.models.filling import ModuleT, Path, Source, fill, vector_length
 
 # A count of training steps in every BatchNorm, of no use in inference.
 _IGNORED = ".num_batches_tracked"
@@ -70,9 +70,3 @@ def from_arrays(
     sources = {p: Source(e.name, arrays.get(e.name), e.to_flax) for p, e in names.items()}
     classes = vector_length(arrays.get(names["classifier", "bias"].name))
     return fill(title, lambda: build(classes), sources, [f"unknown: {n}" for n in unknown])
-
-
-def vector_length(array: Any, default: int = 1000) -> int:
-    """The length of a vector; `default` for anything else, which is reported with the rest."""
-    shape = np.shape(array) if array is not None else ()
-    return shape[0] if len(shape) == 1 and shape[0] else default

@@ -1,8 +1,8 @@
-"""VGG-16 against Keras, and against a plain forward pass in PyTorch's layouts."""
+"""VGG-16: files like the published one, its size of pictures, and torchvision's weights."""
 
 import math
-import shutil
 
+import h5py
 import jax
 import jax.numpy as jnp
 import keras_reference
@@ -10,52 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from safetensors.numpy import save_file
 
 from corrq_jax import models
 from corrq_jax.errors import InputError
-from corrq_jax.flax import functional
-from corrq_jax.models import keras_weights, vgg16, vgg16_weights
-from corrq_jax.moments import trace
-from corrq_jax.readers.keras_layers import read_keras_layers
-
-# Keras's variables are no up-to-date NumPy arrays, which shows where Keras saves them.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+from corrq_jax.models import vgg16, vgg16_weights
 
 NAME, TORCH_NAME = "vgg16", "vgg16_torchvision"
-ODD = (75, 101)  # 2 x 3 features at the end: the order of flattening shows
-CLASSES = 7
 # Float32 sums in another order, of up to 25,088 products, over 16 layers.
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return keras_reference.reference(NAME, ODD, CLASSES)
-
-
-@pytest.fixture(scope="module")
-def folder(reference, tmp_path_factory):
-    """The same weights in the older layout, x.h5, and in that of Keras 3, x.weights.h5."""
-    folder = tmp_path_factory.mktemp("weights")
-    keras_reference.save_older(reference.model, folder / "x.h5")
-    reference.model.save_weights(folder / "x.weights.h5")
-    yield folder
-    shutil.rmtree(folder)  # some 350 MB
-
-
-def load_small(path):
-    """What `models.load` does, for the small pictures that it does not know of."""
-
-    def build(classes):
-        return vgg16.create(NAME, classes, resolution=ODD, rngs=nnx.Rngs(0))
-
-    layers = vgg16_weights.keras_layers(NAME)
-    return keras_weights.from_layers(NAME, build, layers, read_keras_layers(path))
-
-
-@pytest.fixture(scope="module")
-def network(folder):
-    return load_small(folder / "x.h5")
 
 
 def logits(network, images):
@@ -67,20 +30,6 @@ def leaves(network):
     return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
 
 
-def test_layers_are_those_of_keras_in_order(reference, network):
-    to_snake_case = keras_reference.keras().src.utils.naming.to_snake_case
-    expected = [layer for layer in reference.model.layers if layer.weights]
-    found = vgg16_weights.keras_layers(NAME)
-    assert [(layer.kind, layer.name, len(layer.leaves)) for layer in found] == [
-        (to_snake_case(type(layer).__name__), layer.name, len(layer.weights)) for layer in expected
-    ]
-    shapes = {path: leaf.shape for path, leaf in leaves(network).items()}
-    for ours, theirs in zip(found, expected, strict=True):
-        for path, weight in zip(ours.leaves, theirs.weights, strict=True):
-            assert shapes.pop(path) == tuple(weight.shape)
-    assert not shapes
-
-
 @pytest.mark.parametrize("name", [NAME, TORCH_NAME])
 def test_parameter_count(name):
     shapes = [leaf.shape for leaf in leaves(nnx.eval_shape(lambda: models.create(name))).values()]
@@ -88,29 +37,11 @@ def test_parameter_count(name):
     assert len(shapes) == len(vgg16_weights.torch_names(name))
 
 
-def test_logits_equal_those_of_keras_at_an_odd_size(network, reference):
-    found = logits(network, reference.images)
-    assert found.shape == (2, CLASSES)
-    assert keras_reference.relative_error(found, reference.logits) < TOLERANCE
-    # What of the pictures arrives at the logits is far more than that.
-    assert keras_reference.relative_error(*reference.logits) > 0.03
-
-
-def test_both_layouts_of_files_fill_alike(network, folder):
-    expected = leaves(network)
-    found = leaves(load_small(folder / "x.weights.h5"))
-    assert found.keys() == expected.keys()
-    for where, array in found.items():
-        assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, expected[where], err_msg=str(where))
-
-
 def write_constants(path, layers):
     """A file like the published one, whose arrays are called block1_conv1_W_1:0 and so on.
 
     Each array holds its own constant, so that the file of 138 million values is small.
     """
-    h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         for index, (name, shapes) in enumerate(layers.items()):
@@ -122,7 +53,8 @@ def write_constants(path, layers):
                 group.create_dataset(weight, data=constant, compression=1)
 
 
-def test_a_file_like_the_published_one_fills_the_network_at_its_own_size(tmp_path):
+def published_layers(flattened=25088):
+    """The shapes in the published file, in its order."""
     convolutions = {
         f"block{block}_conv{conv}": [(3, 3, 0, features), (features,)]
         for block, convs, features in [
@@ -138,12 +70,16 @@ def test_a_file_like_the_published_one_fills_the_network_at_its_own_size(tmp_pat
     for shapes in convolutions.values():
         shapes[0] = (3, 3, before, *shapes[1])
         before = shapes[1][0]
-    layers = {
+    return {
         **{"input_1": [], **convolutions, "block5_pool": [], "flatten": []},
-        "fc1": [(25088, 4096), (4096,)],
+        "fc1": [(flattened, 4096), (4096,)],
         "fc2": [(4096, 4096), (4096,)],
         "predictions": [(4096, 1000), (1000,)],
     }
+
+
+def test_a_file_like_the_published_one_fills_the_network_at_its_own_size(tmp_path):
+    layers = published_layers()
     write_constants(tmp_path / "x.h5", layers)
     filled = leaves(models.load(NAME, tmp_path / "x.h5"))
     for index, (name, shapes) in enumerate(layers.items()):
@@ -155,30 +91,19 @@ def test_a_file_like_the_published_one_fills_the_network_at_its_own_size(tmp_pat
     assert not filled
 
 
-def test_weights_for_other_pictures_are_refused(folder):
+def test_weights_for_other_pictures_are_refused(tmp_path):
+    write_constants(tmp_path / "x.h5", published_layers(flattened=3072))
     with pytest.raises(InputError, match=r"1 problems(.|\n)*shape of fc1, array 0: \(3072, 4096\)"):
-        models.load(NAME, folder / "x.h5")
+        models.load(NAME, tmp_path / "x.h5")
 
 
-def test_pictures_of_another_size_are_refused(network):
+def test_pictures_of_another_size_are_refused():
+    network = nnx.eval_shape(lambda: vgg16.create(NAME, resolution=(75, 101), rngs=nnx.Rngs(0)))
     for shape in [(76, 101), (101, 75)]:  # the first would have as many features
         with pytest.raises(InputError, match=f"{shape[0]} x {shape[1]} pixels, .* 75 x 101 only"):
             nnx.eval_shape(lambda x: network(x), jax.ShapeDtypeStruct((2, *shape, 3), np.float32))
     with pytest.raises(InputError, match="at least 32 x 32"):
         vgg16.create(NAME, resolution=(31, 64), rngs=nnx.Rngs(0))
-
-
-def test_every_kernel_is_reached_by_tracing(network):
-    apply, params = functional(network)
-    wiring = trace(apply, params, jax.ShapeDtypeStruct((1, *ODD, 3), np.float32))
-    assert not wiring.unreached
-    kernels = {path for path in wiring.shapes if path.endswith("kernel")}
-    assert {"stage1/conv1/kernel", "stage5/conv3/kernel", "fc1/kernel", "classifier/kernel"} < (
-        kernels
-    )
-    assert len(kernels) == 16
-    assert {site.kernel for site in wiring.sites} == kernels == set(wiring.shares)
-    assert all(site.bias == site.kernel.replace("kernel", "bias") for site in wiring.sites)
 
 
 # torchvision's `features`: the index of each convolution, its features, and where pooling follows.
@@ -227,11 +152,10 @@ def plain_forward(arrays, images):
 
 
 def test_torchvision_logits_equal_the_plain_forward(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
     rng = np.random.default_rng(0)
     arrays = random_state_dict(rng)
     path = tmp_path / "x.safetensors"
-    safetensors.save_file(arrays, path)
+    save_file(arrays, path)
     network = models.load(TORCH_NAME, path)
     path.unlink()  # half a gigabyte
     images = rng.uniform(-2, 2, (1, 224, 224, 3)).astype(np.float32)
