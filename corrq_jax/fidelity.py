@@ -12,6 +12,9 @@ import numpy as np
 
 from corrq_jax import models
 from corrq_jax.data import (
+    BATCH,
+    PHOTOS,
+    Preprocess,
     all_views,
     batches,
     load,
@@ -26,9 +29,6 @@ from corrq_jax.flax import Apply, functional
 from corrq_jax.moments import Wiring, trace
 from corrq_jax.precision import DTYPES
 from corrq_jax.tree import dequantize
-
-BATCH = 48
-PHOTOS = "photos"  # the data set that is installed
 
 
 class _Outputs(NamedTuple):
@@ -221,22 +221,21 @@ def subject(
     prepare = preprocessing(info.preprocessing, info.resolution)
     is_folder = pathlib.Path(data).is_dir()
     is_tfds = not is_folder and str(data) != PHOTOS
+    # What can be told at once is told before the network is loaded, or fetched.
     _check_options(
         data,
         {"labels": (labels, is_folder), "limit": (limit, is_folder or is_tfds)}
         | {"split": (split, is_tfds), "data_dir": (data_dir, is_tfds)}
         | {"download": (download or None, is_tfds)},
     )
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if is_tfds and (pathlib.Path(data).is_absolute() or str(data).startswith(".")):
         raise InputError(f"there is no folder {data}")
-    # Before the network: a wrong dtype, and below wrong pictures, are told before long work.
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
     if not is_folder and not is_tfds:
-        images, known = all_views(load_photos(), prepare)
-        pictures: Any = list(batches(images, known, min(batch_size, len(images))))
+        pictures = _photos(prepare, batch_size)  # before the network, since they may be missing
         apply, params = functional(models.load(name, weights))
         return Subject(name, apply, params, pictures, 10, f"{PHOTOS}, 10 views each", dtype)
     apply, params = functional(models.load(name, weights))
@@ -251,6 +250,11 @@ def subject(
     if len(found.indices) < len(source):
         title += f", {len(found.indices)} of them"
     return Subject(name, apply, params, _Kept(found), 1, title, dtype)
+
+
+def _photos(prepare: Preprocess, batch_size: int) -> list[Batch]:
+    images, labels = all_views(load_photos(), prepare)
+    return list(batches(images, labels, min(batch_size, len(images))))
 
 
 def _check_options(data: Any, options: Mapping[str, tuple[Any, bool]]) -> None:

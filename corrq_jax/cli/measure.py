@@ -13,6 +13,7 @@ import typer
 
 from corrq_jax.cli.files import AsJson, Input, known_network, read_tree
 from corrq_jax.cli.show import errors, output, progress, results_table, table
+from corrq_jax.data import BATCH, PHOTOS
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from corrq_jax.sweep import Cell, Method
 
 _MODEL = "efficientnet_lite0"
-_PHOTOS = "photos"  # corrq_jax.fidelity.PHOTOS, which is loaded when it is needed
 
 _BITS = "Bit widths: 8-2, or 4,3; also 2.5 for mixed bits."
 Bits = Annotated[str, typer.Option(help=_BITS)]
@@ -38,8 +38,6 @@ Data = Annotated[
         "24 that are installed."
     ),
 ]
-
-
 Weights = Annotated[
     str, typer.Option(help="The network's float weights: a file, or imagenet for published ones.")
 ]
@@ -114,7 +112,7 @@ def sweep(
     model: Annotated[
         str | None, typer.Option(help="The known network whose weights the file holds.")
     ] = None,
-    data: Data = _PHOTOS,
+    data: Data = PHOTOS,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods and bit widths on a file of weights, or on a known network and pictures.
@@ -135,7 +133,7 @@ def sweep(
         name, weights = network
         found = subject(name, data, weights)
         run = compared(name, found.params, cells, found)
-    elif data != _PHOTOS:
+    elif data != PHOTOS:
         raise InputError(f"--data needs a known network for {source}: --model, one of {_names()}")
     else:
         run = compared(source.name, read_tree(source), cells)
@@ -154,13 +152,13 @@ def evaluate(
     ] = None,
     model: Annotated[str, typer.Option(help="The network that the file holds.")] = _MODEL,
     weights: Weights = "imagenet",
-    data: Data = _PHOTOS,
+    data: Data = PHOTOS,
     labels: Labels = None,
     split: Split = None,
     data_dir: DataDir = None,
     download: Download = False,
     limit: Limit = None,
-    batch_size: BatchSize = 48,
+    batch_size: BatchSize = BATCH,
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:

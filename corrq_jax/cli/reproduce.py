@@ -25,6 +25,7 @@ from corrq_jax.cli.measure import (
     write,
 )
 from corrq_jax.cli.show import errors, output, published_table, results_table
+from corrq_jax.data import BATCH
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def reproduce(
     data_dir: DataDir = None,
     download: Download = False,
     limit: Limit = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = BATCH,
     dtype: Dtype = "float32",
     out: Annotated[
         pathlib.Path, typer.Option("-o", "--output", help="The folder to write.")
@@ -87,7 +88,6 @@ def reproduce(
         raise InputError("--weights is for one network; name it with --model")
     cells = cells_of(bits, sweeping.methods(method) if method else sweeping.METHODS)
     check_folder(out)
-    out.mkdir(exist_ok=True)
     from corrq_jax.fidelity import subject
 
     for name in names:

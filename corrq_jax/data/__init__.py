@@ -1,14 +1,16 @@
 """Pictures to measure networks with. Pillow, grain and TFDS are loaded only when they are used."""
 
-from corrq_jax.data.batching import batches, example_batches
+from corrq_jax.data.batching import BATCH, batches, example_batches
 from corrq_jax.data.folder import ImageFolder, read_folder
 from corrq_jax.data.loading import Pictures, load
-from corrq_jax.data.photos import Photo, all_views, load_photos, views
+from corrq_jax.data.photos import PHOTOS, Photo, all_views, load_photos, views
 from corrq_jax.data.preprocess import Preprocess, preprocessing
 from corrq_jax.data.source import Record, Source
 from corrq_jax.data.tfds import TfdsSource, tfds_source
 
 __all__ = [
+    "BATCH",
+    "PHOTOS",
     "ImageFolder",
     "Photo",
     "Pictures",

@@ -8,6 +8,8 @@ import numpy as np
 
 from corrq_jax.errors import InputError
 
+BATCH = 48  # pictures at a time where nothing else is asked for: the views of the photos fill five
+
 
 def batches(
     images: Iterable[np.ndarray], labels: Iterable[int], batch_size: int

@@ -26,6 +26,8 @@ from corrq_jax.errors import FileFormatError, missing
 if TYPE_CHECKING:
     from PIL import Image
 
+PHOTOS = "photos"  # what they are called where a folder or another data set could be given
+
 _FOOLBOX_COUNT = 20
 
 

@@ -171,8 +171,8 @@ def _how_to_prepare(builder: Any) -> str:
     else:
         first = ""
     return (
-        f"{builder.name} is not prepared in {root}: {first}give download=True once, with "
-        "TensorFlow installed; or unpack its archive and read it as a folder of pictures"
+        f"{builder.name} is not prepared in {root}: {first}give download=True (--download) once, "
+        "with TensorFlow installed; or unpack its archive and read it as a folder of pictures"
     )
 
 

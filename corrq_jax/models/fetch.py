@@ -41,7 +41,7 @@ def fetch(published: Published, *, cache: str | os.PathLike[str] | None = None) 
     - Of processes that fetch the same file at once, one downloads; the others wait for it. They
       agree through a lock on the empty file `<name>.lock`, which stays; the lock itself ends with
       its process.
-    - Progress is shown where stderr is a terminal.
+    - Progress is shown on a terminal and in a notebook.
 
     A file without a published hash cannot be verified, and `published.hash` is None for those who
     want to know. It is accepted only from https without a redirect, or from this machine; only

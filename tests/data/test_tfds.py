@@ -99,7 +99,8 @@ def test_what_is_not_prepared(tmp_path):
     manual = tmp_path / "downloads" / "manual"
     assert str(caught.value).startswith(
         f"imagenet2012 is not prepared in {tmp_path}: put ILSVRC2012_img_val.tar of "
-        f"https://image-net.org/download-images into {manual}, then give download=True once"
+        f"https://image-net.org/download-images into {manual}, then give download=True "
+        "(--download) once"
     )
     with pytest.raises(InputError, match=rf"imagenet_v2 is not .* in {tmp_path}: give download=T"):
         data.tfds_source("imagenet_v2/topimages", data_dir=tmp_path)
