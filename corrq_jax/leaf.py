@@ -20,6 +20,7 @@ import numpy as np
 
 from corrq_jax.core import coding
 from corrq_jax.core import density as core
+from corrq_jax.core.compiling import jit_search
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.errors import InputError
 from corrq_jax.granularity import Spread
@@ -32,7 +33,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 _TINY = 2.0**-100
 
 # Pieces are copied when they are handed over; so many at a time keep the device busy.
-_IN_FLIGHT = 4
+_IN_FLIGHT = 2
 
 # Weights that `distinct` looks at first.
 _FEW = 1 << 12
@@ -40,8 +41,8 @@ _FEW = 1 << 12
 _extent = jax.jit(core.extent)
 _normalization = jax.jit(core.normalization)
 _accumulate = jax.jit(core.accumulate, donate_argnums=0)
-_from_sorted = jax.jit(core.from_sorted)
-_lookup_table = jax.jit(coding.lookup_table)
+_from_sorted = jit_search(core.from_sorted)
+_lookup_table = jit_search(coding.lookup_table)
 
 
 @partial(jax.jit, static_argnames="bits")

@@ -4,11 +4,11 @@ Everything here comes from densities; an option says what `encode` then makes of
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax import entropy, layout
@@ -18,8 +18,10 @@ from corrq_jax.core import coding, ladder
 from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 from corrq_jax.leaf import Leaf
-from corrq_jax.rescale import refine
+from corrq_jax.memory import give_back
+from corrq_jax.rescale import refine, scaled
 from corrq_jax.tensor import QuantizedTensor
+from corrq_jax.unread import Unread
 
 BATCH = 8
 """Densities in one call of a search: one compilation serves a network of any number of layers."""
@@ -57,9 +59,46 @@ class Option:
     noise: float
 
 
+class Keeper:
+    """What is kept of each tensor on the way to a quantized network: here all of it, in memory."""
+
+    def begin(self, chosen: Mapping[str, Any]) -> None:
+        """Told once which leaves will be quantized, by path."""
+
+    def known(self, path: str) -> list[Option] | None:
+        """The options of a tensor from an earlier run; none if it is constant."""
+
+    def keep(self, path: str, found: list[Option]) -> list[Option]:
+        """Takes the options of a tensor; gives what may stand for them from then on."""
+        del path
+        return found
+
+    def encode(self, option: Option) -> tuple[QuantizedTensor, float]:
+        """The tensor as an option says, and its noise."""
+        return encode(option)
+
+
 def measure(leaf: Leaf) -> Measured:
     """The density of a leaf that is not constant."""
-    return Measured(leaf, *leaves.measure(leaf))
+    found = leaves.measure(leaf)
+    return Measured(_closed(leaf), *found)
+
+
+def _closed(leaf: Leaf) -> Leaf:
+    """A leaf without what can be read again from its file, if it is in one."""
+    if not isinstance(leaf.array, Unread):
+        return leaf
+    none = np.empty(0, np.float16)
+    scales = None if leaf.scales is None else dataclasses.replace(leaf.scales, values=none)
+    return dataclasses.replace(leaf, flat=leaf.array, scales=scales)
+
+
+def _opened(leaf: Leaf) -> Leaf:
+    """A leaf with its weights at hand."""
+    if not isinstance(leaf.flat, Unread):
+        return leaf
+    again = leaves.read(leaf.path, leaf.array)
+    return again if leaf.scales is None else scaled(again, leaf.scales.rows)
 
 
 def options(
@@ -74,7 +113,7 @@ def options(
         coded: whether they may be entropy-coded as well.
     """
     repeat = [min(i, len(batch) - 1) for i in range(BATCH)]
-    density = jax.tree.map(lambda *a: jnp.stack(a), *[batch[i].density for i in repeat])
+    density = jax.device_put(_stacked(batch[i].density for i in repeat))
     found: list[list[Option]] = [[] for _ in batch]
     for bits, quantizers in _fitted(batch, repeat, density, config, widths):
         for some, item, quantizer in zip(found, batch, quantizers, strict=True):
@@ -84,12 +123,13 @@ def options(
             for quantizer, mass in quantizers:
                 bits = _bits(len(mass))
                 found[i].append(_option(batch[i], quantizer, bits, "entropy", mass))
-    occupied = np.asarray((density.counts > 0).sum(axis=1))
+    occupied = np.count_nonzero(np.asarray(density.counts), axis=1)
     for i, item in enumerate(batch):
         most = max(len(o.quantizer.values) for o in found[i] if o.quantizer is not None)
         exact = _exact(item, int(occupied[i]), most)
         if exact is not None:
             found[i] = [o for o in found[i] if o.nbytes < exact.nbytes] + [exact]
+    give_back()
     return found
 
 
@@ -100,15 +140,17 @@ def _fitted(batch, repeat, density, config: Config, widths):
         for bits in widths:
             yield bits, [quantizers[bits - 1][0] for quantizers in rungs]
         return
-    norm = jax.tree.map(lambda *a: jnp.stack(a), *[batch[i].norm for i in repeat])
+    norm = _stacked(batch[i].norm for i in repeat)
     lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
     for bits in widths:
         found = fit_batch(density, lo, hi, norm, config.method(bits))
-        values, noise = np.asarray(found.values), np.asarray(found.noise)
-        yield (
-            bits,
-            [Quantizer(found.boundaries[i], values[i], noise[i]) for i in range(len(batch))],
-        )
+        found = jax.tree.map(np.asarray, found)
+        yield bits, [jax.tree.map(itemgetter(i), found) for i in range(len(batch))]
+
+
+def _stacked(trees):
+    """One tree of arrays with a first axis; on the host, where nothing has to be compiled."""
+    return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *trees)
 
 
 def _rungs(found: ladder.Ladder, count: int):
@@ -156,7 +198,7 @@ def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
     """A tensor of at most ``levels`` distinct weights as it is."""
     if item.leaf.scales is not None or occupied > levels:
         return None
-    values = leaves.distinct(item.leaf, levels)
+    values = leaves.distinct(_opened(item.leaf), levels)
     if values is None:
         return None
     bits = _bits(values.size)
@@ -178,7 +220,7 @@ def _overhead(leaf: Leaf, how: str) -> int:
 
 def encode(option: Option) -> tuple[QuantizedTensor, float]:
     """The tensor as an option says, and its noise."""
-    leaf = option.leaf
+    leaf = _opened(option.leaf)
     if option.quantizer is None:
         values = leaves.distinct(leaf, 1 << option.bits)
         assert values is not None

@@ -17,6 +17,7 @@ PACKAGE = pathlib.Path(corrq_jax.__file__).parent
 LAYERS = {
     "errors": ("", ""),
     "atomic": ("", ""),
+    "memory": ("", ""),
     "report": ("", ""),
     "entropy": ("errors", "numpy constriction"),
     "core": ("", "jax numpy"),
@@ -40,7 +41,7 @@ LAYERS = {
         "atomic core entropy errors layout paths report tensor",
         "jax numpy safetensors",
     ),
-    "menu": ("config core entropy layout leaf rescale tensor", "jax numpy"),
+    "menu": ("config core entropy layout leaf memory rescale tensor", "jax numpy"),
     "budget": ("config errors knapsack menu report", "numpy"),
     "tree": (
         "budget config errors granularity layout leaf menu paths report rescale tensor",

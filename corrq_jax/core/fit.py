@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from corrq_jax.core import correlation as corr
 from corrq_jax.core import grids
+from corrq_jax.core.compiling import jit_search
 from corrq_jax.core.density import Density, Normalization, is_binned, snap
 from corrq_jax.core.optimal import optimal_values
 from corrq_jax.core.search import Effort, argmin, maximize
@@ -160,7 +161,7 @@ def fit(density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, met
         return Quantizer(boundaries, values, corr.noise_of_values(m, c, values))
 
 
-@partial(jax.jit, static_argnames="method")
+@partial(jit_search, static_argnames="method")
 def fit_batch(density: Density, lo, hi, norm: Normalization, method: Method) -> Quantizer:
     """`fit` over the leading axis of every argument: all layers of a batch in one call."""
     return jax.vmap(partial(fit, method=method))(density, lo, hi, norm)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax.core import correlation as corr
+from corrq_jax.core.compiling import jit_search
 from corrq_jax.core.density import BINS, Density, bins_below, is_binned, snap
 from corrq_jax.core.optimal import lloyd, program_table, reduce, trace_back
 
@@ -145,14 +146,14 @@ def _constrained(m: corr.Moments, c: corr.Cells, trade: jax.Array) -> jax.Array:
     return jnp.where(mass[1:] > 0, jax.lax.cummax(middle), jnp.inf)
 
 
-@jax.jit
+@jit_search
 def ladders_by_width(density: Density) -> Ladder:
     """`by_width` over the leading axis of a batch of densities."""
     with jax.enable_x64(True):
         return jax.vmap(by_width)(density)
 
 
-@jax.jit
+@jit_search
 def ladders_by_step(density: Density) -> Ladder:
     """`by_step` over the leading axis of a batch of densities."""
     with jax.enable_x64(True):
