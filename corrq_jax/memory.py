@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's function; None where the C library is another."""
+    """`malloc_trim` of glibc; None where the C library is another."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):  # TypeError: Windows has no name for "itself"

@@ -1,5 +1,7 @@
 """Memory that was freed goes back to the system."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -8,13 +10,13 @@ from corrq_jax import memory
 
 def resident():
     """Bytes of memory that the process holds now."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmRSS:")[1].split()[0])
 
 
 @pytest.mark.skipif(memory._malloc_trim() is None, reason="the C library has no malloc_trim")
 def test_freed_pieces_go_back():
-    # Of a size that glibc keeps after free, with every other one in use, so that none is at the end.
+    # Of a size that glibc keeps after free, and every other one in use.
     pieces = [np.ones(8_000) for _ in range(2_000)]
     del pieces[::2]
     before = resident()
