@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from corrq_jax.cli import files, measure, reproduce
+from corrq_jax.cli.compiled import keep_compiled
 from corrq_jax.cli.show import errors
 from corrq_jax.errors import CorrqError
 
@@ -49,6 +50,7 @@ def _options(
 def run() -> None:
     """Run the command line on the process's arguments."""
     warnings.showwarning = _show_warning
+    keep_compiled()
     try:
         app()
     except (CorrqError, OSError) as error:
