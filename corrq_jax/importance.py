@@ -29,7 +29,7 @@ class Shares:
 
     def __init__(self) -> None:
         self.of: dict[Signal, np.ndarray] = {}
-        self.kernels = 0
+        self.kernels: int = 0
 
     def observe(self, eqn: Any, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         """Called after each equation that has a signal among its inputs."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from corrq_jax.core.density import BINS, CHUNK, Density, key
 
@@ -121,7 +122,7 @@ def _sums(w: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.array([w.sum(), v.sum(), w @ w, v @ v, w @ v])
 
 
-def correlation(w, w_hat) -> float:
+def correlation(w: ArrayLike, w_hat: ArrayLike) -> float:
     """Centred Pearson correlation of two arrays over all their elements, in float64.
 
     Args:

@@ -48,7 +48,9 @@ class Quantizer(NamedTuple):
     noise: jax.Array
 
 
-def span_of(m: corr.Moments, density: Density, lo, hi, norm: Normalization) -> grids.Span:
+def span_of(
+    m: corr.Moments, density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization
+) -> grids.Span:
     """Where the weights lie, from their exact extremes (float32 scalars, in weight units)."""
     lo, hi = norm.apply(lo).astype(jnp.float64), norm.apply(hi).astype(jnp.float64)
     origin = -norm.center.astype(jnp.float64) * norm.scale.astype(jnp.float64)
@@ -128,7 +130,9 @@ def _fitted_values(method: Method, m: corr.Moments, c: corr.Cells, values, span:
     return gain * values + offset
 
 
-def fit(density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, method: Method):
+def fit(
+    density: Density, lo: jax.Array, hi: jax.Array, norm: Normalization, method: Method
+) -> Quantizer:
     """Fit a quantizer to a density. Pure: works under jit and vmap; `fit_batch` is both.
 
     Args:

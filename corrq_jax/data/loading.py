@@ -41,7 +41,7 @@ class Pictures:
     ):
         self.source = source
         self.indices = indices
-        self.count = 0
+        self.count: int = 0
         self.corrupt: dict[str, str] = {}
         self._preprocess = preprocess
         self._batch_size = batch_size
@@ -53,7 +53,8 @@ class Pictures:
             yield from example_batches(examples, self._batch_size)
 
     def _examples(self):
-        self.count, self.corrupt = 0, {}
+        self.count = 0
+        self.corrupt = {}
         with self._loaded() as loaded:
             for name, image, label in loaded:
                 if isinstance(image, str):

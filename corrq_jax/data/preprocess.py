@@ -62,7 +62,7 @@ class Preprocess:
     channels: str = "RGB"
     geometry: str = "crop"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 1:
             raise InputError(f"size is {self.size}; at least 1 is needed")
         if not 0 < self.crop_fraction <= 1:
