@@ -4,9 +4,9 @@ Everything here comes from densities; an option says what `encode` then makes of
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,9 +19,8 @@ from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 from corrq_jax.leaf import Leaf
 from corrq_jax.memory import give_back
-from corrq_jax.rescale import refine, scaled
+from corrq_jax.rescale import refine
 from corrq_jax.tensor import QuantizedTensor
-from corrq_jax.unread import Unread
 
 BATCH = 8
 """Densities in one call of a search: one compilation serves a network of any number of layers."""
@@ -59,46 +58,9 @@ class Option:
     noise: float
 
 
-class Keeper:
-    """What is kept of each tensor on the way to a quantized network: here all of it, in memory."""
-
-    def begin(self, chosen: Mapping[str, Any]) -> None:
-        """Told once which leaves will be quantized, by path."""
-
-    def known(self, path: str) -> list[Option] | None:
-        """The options of a tensor from an earlier run; none if it is constant."""
-
-    def keep(self, path: str, found: list[Option]) -> list[Option]:
-        """Takes the options of a tensor; gives what may stand for them from then on."""
-        del path
-        return found
-
-    def encode(self, option: Option) -> tuple[QuantizedTensor, float]:
-        """The tensor as an option says, and its noise."""
-        return encode(option)
-
-
 def measure(leaf: Leaf) -> Measured:
     """The density of a leaf that is not constant."""
-    found = leaves.measure(leaf)
-    return Measured(_closed(leaf), *found)
-
-
-def _closed(leaf: Leaf) -> Leaf:
-    """A leaf without what can be read again from its file, if it is in one."""
-    if not isinstance(leaf.array, Unread):
-        return leaf
-    none = np.empty(0, np.float16)
-    scales = None if leaf.scales is None else dataclasses.replace(leaf.scales, values=none)
-    return dataclasses.replace(leaf, flat=leaf.array, scales=scales)
-
-
-def _opened(leaf: Leaf) -> Leaf:
-    """A leaf with its weights at hand."""
-    if not isinstance(leaf.flat, Unread):
-        return leaf
-    again = leaves.read(leaf.path, leaf.array)
-    return again if leaf.scales is None else scaled(again, leaf.scales.rows)
+    return Measured(leaf, *leaves.measure(leaf))
 
 
 def options(
@@ -198,7 +160,7 @@ def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
     """A tensor of at most ``levels`` distinct weights as it is."""
     if item.leaf.scales is not None or occupied > levels:
         return None
-    values = leaves.distinct(_opened(item.leaf), levels)
+    values = leaves.distinct(item.leaf, levels)
     if values is None:
         return None
     bits = _bits(values.size)
@@ -220,7 +182,7 @@ def _overhead(leaf: Leaf, how: str) -> int:
 
 def encode(option: Option) -> tuple[QuantizedTensor, float]:
     """The tensor as an option says, and its noise."""
-    leaf = _opened(option.leaf)
+    leaf = option.leaf
     if option.quantizer is None:
         values = leaves.distinct(leaf, 1 << option.bits)
         assert values is not None

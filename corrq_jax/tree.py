@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from corrq_jax.granularity import rows_of
 from corrq_jax.report import Budget, Report, Row, Skipped
 from corrq_jax.rescale import scaled
 from corrq_jax.tensor import QuantizedTensor, is_quantized
-from corrq_jax.unread import Unread
 
 _NOT_KERNELS = {
     *("bias", "b", "beta", "gamma", "scale", "offset", "mean", "var", "count"),
@@ -122,14 +121,13 @@ def quantize(
     >>> [(row.path, row.bits, round(row.correlation, 4)) for row in report]
     [('dense/kernel', 3, 0.9923)]
     """
-    config = configured(
-        config,
+    single = Config(
         bits=bits,
         grid=grid,
         fit=fit,
         levels=levels,
         zero=zero,
-        select=select,
+        select=select,  # type: ignore[arg-type]
         coding=coding,
         granularity=granularity,
         axes=axes or (),
@@ -138,54 +136,22 @@ def quantize(
         mean_correlation=mean_correlation,
         min_correlation=min_correlation,
     )
-    return quantize_leaves(params, config, importance, progress, menu.Keeper(), [params])
-
-
-def configured(config: Config | None, **options: Any) -> Config:
-    """A configuration, given as it is or by single options."""
-    single = Config(**options)
     if config is None:
-        return single
-    if single != Config():
+        config = single
+    elif single != Config():
         raise InputError("quantize: give either config or the single options, not both")
-    return config
-
-
-def quantize_leaves(
-    params: Any,
-    config: Config,
-    importance: Mapping[str, float] | None,
-    progress: Callable[[str], None] | None,
-    keeper: menu.Keeper,
-    files: Sequence[Any],
-) -> tuple[Any, Report]:
-    """`quantize`, of arrays that may be `corrq_jax.unread.Unread`, into any number of files.
-
-    Args:
-        params: as in `quantize`.
-        config: its options.
-        importance: as there.
-        progress: as there.
-        keeper: what is kept of each tensor on the way.
-        files: the trees that files will hold, which are parts of ``params``.
-    """
     entries, treedef = paths.flatten(params)
     _check_patterns(config, [path for path, _ in entries])
     chosen, reasons = _choose(config, entries)
     _check_importance(importance, [path for path, _ in entries])
-    keeper.begin(chosen)
     budget: Budget | None = None
     if config.target is None:
-        picks = _pick_alone(chosen, config, keeper)
-        results = ((path, keeper.encode(option)) for path, option in picks)
+        results = ((path, menu.encode(option)) for path, option in _pick_alone(chosen, config))
     else:
-        found = dict(_menus(chosen, config, keeper))
-        menus = {path: found[path] for path in chosen if path in found}
-        rest = 0
-        if config.max_bytes is not None:
-            rest = sum(layout.rest_nbytes(tree, set(menus)) for tree in files)
-        encoded, budget = _within_target(menus, config, importance or {}, rest, keeper)
-        results = iter(encoded.items())
+        menus = dict(_menus(chosen, config))
+        rest = layout.rest_nbytes(params, set(menus)) if config.max_bytes is not None else 0
+        found, budget = _within_target(menus, config, importance or {}, rest)
+        results = iter(found.items())
     fitted = {}
     for path, result in results:
         fitted[path] = _Fitted(*result)
@@ -241,7 +207,7 @@ def _choose(config: Config, entries: list[tuple[str, Any]]):
 def _reason_against(config: Config, path: str, leaf: Any) -> str | None:
     if is_quantized(leaf):
         return "quantized already"
-    if not isinstance(leaf, np.ndarray | jax.Array | np.generic | Unread):
+    if not isinstance(leaf, np.ndarray | jax.Array | np.generic):
         return f"not an array: {type(leaf).__name__}"
     if isinstance(leaf, Tracer):
         raise InputError(
@@ -282,9 +248,7 @@ def _variants(path: str, array: Any, config: Config) -> list[leaves.Leaf]:
     return [leaf if r is None else scaled(leaf, r) for r in kept]
 
 
-def _menus(
-    chosen: dict[str, Any], config: Config, keeper: menu.Keeper
-) -> Iterator[tuple[str, list[menu.Option]]]:
+def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[menu.Option]]]:
     """Each tensor's options, a batch of equal widths at a time; skips constant ones."""
     pending: dict[tuple[tuple[int, ...], bool], list[menu.Measured]] = {}
     together: dict[str, list[menu.Option]] = {}
@@ -299,19 +263,13 @@ def _menus(
             together.setdefault(path, []).extend(found)
             waiting[path] -= 1
             if not waiting[path]:
-                yield path, keeper.keep(path, together.pop(path))
+                yield path, together.pop(path)
 
     for path, array in chosen.items():
-        if (known := keeper.known(path)) is not None:
-            if known:
-                yield path, known
-            continue
         widths = config.widths_of(path)
         assert widths is not None  # _choose took only such
         allowed = widths, config.may_be_coded(path)
         variants = _variants(path, array, config)
-        if not variants:
-            keeper.keep(path, [])
         waiting[path] = len(variants)
         for variant in variants:
             batch = pending.setdefault(allowed, [])
@@ -323,11 +281,7 @@ def _menus(
 
 
 def _within_target(
-    menus: dict[str, list[menu.Option]],
-    config: Config,
-    importance: Mapping[str, float],
-    rest: int,
-    keeper: menu.Keeper,
+    menus: dict[str, list[menu.Option]], config: Config, importance: Mapping[str, float], rest: int
 ) -> tuple[dict[str, tuple[QuantizedTensor, float]], Budget]:
     """Tensors and their noise as a target asks for.
 
@@ -341,7 +295,7 @@ def _within_target(
         wrong = False
         for path, option in picks.items():
             if path not in encoded or encoded[path][0] is not option:
-                encoded[path] = option, keeper.encode(option)
+                encoded[path] = option, menu.encode(option)
             noise = encoded[path][1][1]
             if promised and option.leaf.scales is not None and noise > option.noise:
                 corrected = dataclasses.replace(option, noise=noise)
@@ -352,11 +306,9 @@ def _within_target(
             return {path: result for path, (_, result) in encoded.items()}, budget
 
 
-def _pick_alone(
-    chosen: dict[str, Any], config: Config, keeper: menu.Keeper
-) -> Iterator[tuple[str, menu.Option]]:
+def _pick_alone(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, menu.Option]]:
     """Without a target: the least noise in at most the bytes of packed codes of these bits."""
-    for path, options in _menus(chosen, config, keeper):
+    for path, options in _menus(chosen, config):
         limit = min((o.nbytes for o in options if o.coding == "packed"), default=np.inf)
         small = [o for o in options if o.nbytes <= limit]
         yield path, min(small, key=lambda o: o.noise)
