@@ -86,7 +86,7 @@ class Archive:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         safetensors = require("safetensors", "files")
         if os.path.isdir(self.path):  # noqa: PTH112
             raise IsADirectoryError(f"{self.path} is a folder; give a file")
