@@ -129,7 +129,8 @@ class Report:
     Attributes:
         rows: the quantized tensors, in the tree's order.
         skipped: the leaves left alone, in the tree's order.
-        file_nbytes: size of the file that `corrq_jax.save` writes for the tree, all included.
+        file_nbytes: size of the file that `corrq_jax.save` writes for the tree, all included;
+            correlations, which it records on request, are about 20 bytes a tensor more.
         budget: how bits were shared out, if there was a target.
         matched: which moments were matched, if they were.
     """

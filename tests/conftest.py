@@ -12,11 +12,22 @@ from command_line import write
 from pictures import jpeg
 
 from corrq_jax import cli
+from corrq_jax.cli import app
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Tests neither read nor write the user's cache folder; commands that they start share one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORRQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command in this process as the shell would: (exit code, stdout, stderr)."""
+    # It would be told to keep what all later tests compile.
+    monkeypatch.setattr(app, "keep_compiled", lambda: None)
 
     def call(*words):
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)

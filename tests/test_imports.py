@@ -17,13 +17,14 @@ PACKAGE = pathlib.Path(corrq_jax.__file__).parent
 LAYERS = {
     "errors": ("", ""),
     "atomic": ("", ""),
+    "cache": ("errors", "platformdirs"),
     "memory": ("", ""),
     "report": ("", ""),
     "entropy": ("errors", "numpy constriction"),
     "core": ("", "jax numpy"),
     "results": ("errors", "numpy"),
     "readers": ("errors atomic", "numpy ml_dtypes h5py safetensors"),
-    "models": ("errors readers", "jax numpy flax pooch requests tqdm"),
+    "models": ("cache errors readers", "jax numpy flax pooch requests tqdm"),
     "data": ("errors", "numpy PIL grain tensorflow_datasets"),
     "metrics": ("errors", "jax numpy"),
     "precision": ("errors", "jax"),
@@ -76,8 +77,8 @@ LAYERS = {
         "numpy",
     ),
     "cli": (
-        "atomic corrq_jax config data errors evaluation experiment fidelity flax html_report models"
-        " paper paths plots readers report results storage sweep tensor tree",
+        "atomic cache corrq_jax config data errors evaluation experiment fidelity flax html_report"
+        " models paper paths plots readers report results storage sweep tensor tree",
         "numpy typer rich jax",
     ),
     "__main__": ("cli", ""),

@@ -45,12 +45,12 @@ def _options(
     del version
     global _debug
     _debug = debug
+    keep_compiled()
 
 
 def run() -> None:
     """Run the command line on the process's arguments."""
     warnings.showwarning = _show_warning
-    keep_compiled()
     try:
         app()
     except (CorrqError, OSError) as error:

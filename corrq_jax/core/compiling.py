@@ -26,7 +26,7 @@ def _options() -> dict[str, Any]:
     return _LEAN
 
 
-def jit_search(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
+class jit_search:  # noqa: N801 (used like jax.jit)
     """`jax.jit` for a function that no other jitted function calls.
 
     JAX refuses options of the compiler within a trace, so that the function itself stays as it is
@@ -41,13 +41,15 @@ def jit_search(function: Callable[..., Any], **arguments: Any) -> Callable[..., 
     42
     """
 
-    @functools.cache
-    def jitted() -> Any:
-        return jax.jit(function, compiler_options=_options(), **arguments)
+    def __init__(self, function: Callable[..., Any], **arguments: Any) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._arguments = function, arguments
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return jitted()(*args, **kwargs)
+    @functools.cached_property
+    def jitted(self) -> Any:
+        """The function of `jax.jit`."""
+        return jax.jit(self._function, compiler_options=_options(), **self._arguments)
 
-    call._cache_size = lambda: jitted()._cache_size()  # type: ignore[attr-defined]  # as jax.jit's
-    return call
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self.jitted(*args, **kwargs)

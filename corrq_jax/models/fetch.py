@@ -17,6 +17,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
+from corrq_jax.cache import VARIABLE, cache_folder
 from corrq_jax.errors import FileFormatError, InputError, require
 from corrq_jax.models.published import Published
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch"]
 
-_VARIABLE = "CORRQ_CACHE"
 _TIMEOUT_S = (10.0, 30.0)  # to connect, and without a single byte after that
 _CHUNK_BYTES = 1 << 16  # what an interruption can lose of what came
 
@@ -51,8 +51,7 @@ def fetch(published: Published, *, cache: str | os.PathLike[str] | None = None) 
 
     Args:
         published: what to fetch, for instance `PUBLISHED["vgg16"]`.
-        cache: folder for the file, made where needed. By default the environment variable
-            CORRQ_CACHE, or else the user's cache folder of the operating system.
+        cache: folder for the file, made where needed; by default `corrq_jax.cache.cache_folder`.
 
     Returns:
         Path of the file.
@@ -67,8 +66,8 @@ def fetch(published: Published, *, cache: str | os.PathLike[str] | None = None) 
     """
     pooch = require("pooch", "models")
     require("tqdm", "models")  # before the transfer, not in the middle of it
-    folder = cache or os.environ.get(_VARIABLE) or pooch.os_cache("corrq_jax")
-    path = pathlib.Path(folder).expanduser().absolute() / published.file
+    folder = pathlib.Path(cache).expanduser().absolute() if cache else cache_folder()
+    path = folder / published.file
     if path.exists():  # also in a folder that is read-only
         _check_existing(published, path)
         return path
@@ -236,7 +235,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
             raise OSError(
                 error.errno,
                 f"cannot lock this file ({error.strerror}); name a folder on a local disk in "
-                f"the environment variable {_VARIABLE}",
+                f"the environment variable {VARIABLE}",
                 str(path),
             ) from error
         yield

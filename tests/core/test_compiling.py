@@ -34,12 +34,12 @@ def test_compiles_once_for_each_static_argument():
         calls.append(n)
         return x**n
 
-    jitted = jit_search(power, static_argnames="n")
+    search = jit_search(power, static_argnames="n")
     x = jnp.arange(4.0)
     for n in (2, 3, 2, 3):
-        np.testing.assert_array_equal(jitted(x, n=n), np.arange(4.0) ** n)
+        np.testing.assert_array_equal(search(x, n=n), np.arange(4.0) ** n)
     assert calls == [2, 3]
-    assert jitted._cache_size() == 2
+    assert search.jitted._cache_size() == 2
 
 
 def test_asks_no_backend_before_the_first_call(fresh_options):

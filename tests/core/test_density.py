@@ -162,11 +162,11 @@ def test_one_compilation_serves_all_shapes():
     jitted = {
         "normalization": leaves._normalization,
         "accumulate": leaves._accumulate,
-        "from_sorted": leaves._from_sorted,
-        "lookup_table": leaves._lookup_table,
+        "from_sorted": leaves._from_sorted.jitted,
+        "lookup_table": leaves._lookup_table.jitted,
         "codes_by_table": leaves._codes_by_table,
         "codes_by_search": leaves._codes_by_search,
-        "fit_batch": fit_batch,
+        "fit_batch": fit_batch.jitted,
     }
 
     def tree(*shapes):

@@ -316,5 +316,5 @@ def test_one_is_as_in_a_batch(measured, steps):
 def test_one_compilation_serves_all():
     """Small, large, binned and sorted ones: three batches have gone through, and `quantize` may."""
     assert min(w.size for w in ALL.values()) < SORTED_SIZE < max(w.size for w in ALL.values())
-    assert ladder.ladders_by_width._cache_size() == 1
-    assert ladder.ladders_by_step._cache_size() == 1
+    assert ladder.ladders_by_width.jitted._cache_size() == 1
+    assert ladder.ladders_by_step.jitted._cache_size() == 1

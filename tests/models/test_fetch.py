@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 
+import platformdirs
 import pytest
 
 from corrq_jax.errors import FileFormatError, InputError
@@ -129,9 +130,7 @@ def test_progress_is_shown_on_a_terminal(published, tmp_path, capsys, monkeypatc
 
 
 def test_the_cache_is_where_the_environment_says(published, tmp_path, monkeypatch):
-    import pooch
-
-    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "os" / name)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "os" / name)
     monkeypatch.delenv("CORRQ_CACHE", raising=False)
     assert fetch(published) == tmp_path / "os" / "corrq_jax" / "weights.h5"
     monkeypatch.setenv("CORRQ_CACHE", str(tmp_path / "mine"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether every public name of an installed corrq_jax has a known type, as its users' checkers see.
 
-    PATH=ENVIRONMENT/bin:$PATH python .ci/typed PYRIGHT
+    PATH=ENVIRONMENT/bin:$PATH python .ci/typed.py PYRIGHT
 
 pyright looks into the environment in the path, where the wheel is installed.
 """
