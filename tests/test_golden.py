@@ -1,0 +1,38 @@
+"""Files of every format version that was released keep loading, to the last bit."""
+
+import json
+import pathlib
+
+import pytest
+import safetensors.numpy
+from golden_files import describe
+
+import corrq_jax as corrq
+from corrq_jax.layout import VERSION
+
+GOLDEN = sorted(pathlib.Path(__file__).with_name("golden").glob("*.safetensors"))
+
+
+def test_every_version_has_its_files():
+    versions = {int(path.name.split("_")[1]) for path in GOLDEN}
+    assert versions == set(range(1, VERSION + 1))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_a_golden_file_gives_what_it_always_gave(path):
+    assert describe(corrq.load(path)) == json.loads(path.with_suffix(".json").read_text())
+
+
+def test_the_golden_files_hold_all_that_a_file_can_say():
+    """A kind of tensor that no golden file has could be lost unseen."""
+    path = GOLDEN[0].with_name("version_1_everything.safetensors")
+    with corrq.Archive(path) as archive:
+        names = [n for n in archive.names() if archive.is_quantized(n)]
+        records = [archive.record(n) for n in names]
+        assert {r["bits"] for r in records} == set(range(1, 9))
+        assert {r["dtype"] for r in records} == {"F16", "BF16", "F32", "F64"}
+        assert {archive.coding(n) for n in names} == {"packed", "entropy"}
+        assert {"rows" in r for r in records} == {True, False}
+    found = safetensors.numpy.load_file(path)
+    widths = {a.dtype.itemsize for name, a in found.items() if name.endswith(":frequencies")}
+    assert widths == {1, 2, 4}
