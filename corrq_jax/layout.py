@@ -12,6 +12,7 @@ import numpy as np
 
 from corrq_jax import entropy, paths
 from corrq_jax.errors import InputError
+from corrq_jax.lazy import LazyArray
 from corrq_jax.report import Report
 from corrq_jax.tensor import QuantizedTensor, Rows, is_quantized
 
@@ -222,8 +223,13 @@ def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Pla
     return Plan(tuple(leaves), by_name, tensors, containers)
 
 
-_streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[np.ndarray, np.ndarray]]
+_streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[Any, Any]]
 _streams = weakref.WeakKeyDictionary()  # coding takes time, and a report, a plan and a file want it
+
+
+def keep_stream(tensor: QuantizedTensor, frequencies: Any, stream: Any) -> None:
+    """Let a file of a tensor have this frequencies and stream, which are those of its codes."""
+    _streams[tensor] = frequencies, stream
 
 
 def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
@@ -251,7 +257,7 @@ def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
 
 
 def _as_array(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.Array | LazyArray):
         return leaf
     array = np.asarray(leaf)
     return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -5,6 +5,7 @@ checksum of every tensor, and gives the tree back. `corrq_jax.layout` says what 
 """
 
 import json
+import math
 import os
 import zlib
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from corrq_jax import entropy, paths
 from corrq_jax.atomic import atomic_write
 from corrq_jax.core import coding
-from corrq_jax.errors import FileFormatError, InputError, require
+from corrq_jax.errors import FileFormatError, InputError
 from corrq_jax.layout import (
     CODES,
     CONTAINERS,
@@ -28,8 +29,12 @@ from corrq_jax.layout import (
     SCALES,
     STREAM,
     VERSION,
+    Stored,
+    keep_stream,
     plan,
 )
+from corrq_jax.lazy import LazyArray
+from corrq_jax.readers.safetensors_file import read_header, read_values
 from corrq_jax.report import Report
 from corrq_jax.tensor import QuantizedTensor, Rows
 
@@ -87,28 +92,28 @@ class Archive:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: str = os.fspath(path)
-        safetensors = require("safetensors", "files")
         if os.path.isdir(self.path):  # noqa: PTH112
             raise IsADirectoryError(f"{self.path} is a folder; give a file")
         try:
-            self._file = safetensors.safe_open(self.path, framework="numpy")
+            self._header = read_header(self.path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: there is no such file") from None
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._broken(f"not a whole safetensors file ({error})") from None
-        self._record = self._read_record(self._file.metadata() or {})
-        self._order = list(self._file.offset_keys())
+        self._entries = self._header.entries
+        self._place = {name: i for i, name in enumerate(self._entries)}
+        self._record = self._read_record(self._header.metadata)
         self._check()
 
     def __enter__(self) -> "Archive":
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._file
+        """Nothing is kept open: each read opens the file."""
 
     def names(self) -> list[str]:
         """Names of the leaves: keys from the root, escaped as in a JSON pointer, joined by "/"."""
-        stored = [n for n in self._order if not self._belongs_to(n)]
+        stored = [n for n in self._entries if not self._belongs_to(n)]
         return sorted([*stored, *self._record["tensors"]])
 
     def record(self, name: str) -> dict[str, Any]:
@@ -121,86 +126,81 @@ class Archive:
 
     def coding(self, name: str) -> str:
         """How the codes of a quantized leaf are stored: "packed" or "entropy"."""
-        return "entropy" if name + STREAM in self._order else "packed"
+        return "entropy" if name + STREAM in self._entries else "packed"
 
     def leaf_nbytes(self, name: str) -> int:
         """Bytes of a leaf's data."""
         names = [name + part for part in PARTS] if self.is_quantized(name) else [name]
-        total = 0
-        for stored in (n for n in names if n in self._order):
-            part = self._file.get_slice(stored)
-            itemsize = jnp.dtype(DTYPES[part.get_dtype()]).itemsize
-            total += int(np.prod(part.get_shape(), dtype=np.int64)) * itemsize
-        return total
+        stored = (self._entries[n] for n in names if n in self._entries)
+        return sum(entry.end - entry.start for entry in stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a leaf."""
         if self.is_quantized(name):
             return tuple(self._record["tensors"][name]["shape"])
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
         """Dtype of a leaf, in the names of safetensors ("F32")."""
         if self.is_quantized(name):
             return self._record["tensors"][name]["dtype"]
-        return self._file.get_slice(name).get_dtype()
+        return self._entries[name].dtype
 
     def __getitem__(self, name: str) -> np.ndarray | QuantizedTensor:
         """One leaf, its checksum verified."""
+        return jax.tree.map(lambda array: array.load(), self.lazy(name))
+
+    def lazy(self, name: str) -> LazyArray | QuantizedTensor:
+        """One leaf whose arrays are read, and their checksums verified, when they are asked for."""
         if not self.is_quantized(name):
             return self._array(name)
         record = self._record["tensors"][name]
         shape, bits = tuple(record["shape"]), record["bits"]
-        size = int(np.prod(shape, dtype=np.int64))
         rows = Rows(*record["rows"]) if "rows" in record else None
         levels = self._array(name + LEVELS)
-        coded = name + STREAM in self._order
-        codes = self._decoded(name, size, bits, levels) if coded else self._array(name + CODES)
+        coded = self.coding(name) == "entropy"
+        codes = self._decoded(name, shape, bits, levels) if coded else self._array(name + CODES)
         scales = self._array(name + SCALES) if rows is not None else None
-        fits = (
-            codes.dtype == np.uint8
-            and levels.dtype in (np.float32, np.float64)
-            and codes.ndim >= 1
-            and codes.shape[:-1] == levels.shape[:-1]
-            and codes.shape[-1] == coding.packed_size(size, bits)
-            and 1 <= levels.shape[-1] <= 2**bits
-        )
-        if rows is not None and scales is not None:
-            fits = (
-                fits
-                and scales.dtype == np.float16
-                and scales.shape == (*codes.shape[:-1], *rows.shape)
-                and rows.before * rows.channels * rows.after == size
-            )
-        if not fits:
+        if not _fit(shape, bits, codes, levels, scales, rows):
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
-        return QuantizedTensor(
-            codes,
-            levels,
-            shape,
-            DTYPES[record["dtype"]],
-            bits,
-            scales,
-            rows,
-            "entropy" if coded else "packed",
-        )
+        how = "entropy" if coded else "packed"
+        dtype = DTYPES[record["dtype"]]
+        tensor = QuantizedTensor(codes, levels, shape, dtype, bits, scales, rows, how)  # type: ignore[arg-type]
+        if coded:
+            keep_stream(tensor, self._array(name + FREQUENCIES), self._array(name + STREAM))
+        return tensor
 
-    def _decoded(self, name: str, size: int, bits: int, levels: np.ndarray) -> np.ndarray:
+    def _decoded(
+        self, name: str, shape: tuple[int, ...], bits: int, levels: LazyArray
+    ) -> LazyArray:
         """Packed codes of an entropy-coded tensor."""
+        size = math.prod(shape)
         frequencies, stream = self._array(name + FREQUENCIES), self._array(name + STREAM)
         if frequencies.shape != levels.shape or levels.size > 2**bits:
             raise self._broken(f"frequencies and levels of {name!r} do not fit {bits} bits")
-        try:
-            codes = entropy.decode(frequencies, stream, size)
-        except ValueError as error:
-            raise self._broken(f"{name!r} cannot be decoded: {error}") from None
-        return np.asarray(coding.pack(codes, bits))
 
-    def tree(self) -> Any:
-        """The whole tree; leaves are numpy arrays and `QuantizedTensor` of numpy arrays."""
+        def load() -> np.ndarray:
+            try:
+                codes = entropy.decode(frequencies.load(), stream.load(), size)
+            except ValueError as error:
+                if isinstance(error, FileFormatError):
+                    raise
+                raise self._broken(f"{name!r} cannot be decoded: {error}") from None
+            return np.asarray(coding.pack(codes, bits))
+
+        return LazyArray((coding.packed_size(size, bits),), np.dtype(np.uint8), load)
+
+    def tree(self, *, lazy: bool = False) -> Any:
+        """The whole tree.
+
+        Args:
+            lazy: whether its leaves are those of `lazy`, not numpy arrays and `QuantizedTensor` of
+                numpy arrays.
+        """
+        read = self.lazy if lazy else self.__getitem__
         containers = self._record.get("containers", {})
         if containers.get("") == "leaf":
-            return self[""]
+            return read("")
         root: dict[str, Any] = {}
         for name in [*containers, *self.names()]:
             *parents, last = name.split("/")
@@ -211,22 +211,30 @@ class Archive:
                 if name:
                     node.setdefault(last, {})
             else:
-                node[last] = self[name]
+                node[last] = read(name)
         try:
             return _rebuild(root, "", containers)
         except ValueError:
             raise self._broken("its lists have keys that are not numbers") from None
 
-    def _array(self, name: str) -> np.ndarray:
-        try:
-            array = self._file.get_tensor(name)
-        except Exception as error:
-            raise self._broken(f"the tensor {name!r} cannot be read ({error})") from None
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        at = self._order.index(name) + 1
-        if f"{zlib.crc32(data):08x}" != self._record["crc32"][8 * at : 8 * at + 8]:
-            raise self._broken(f"the checksum of {name!r} does not fit its data")
-        return array
+    def _array(self, name: str) -> LazyArray:
+        if name not in self._entries:
+            raise self._broken(f"the tensor {name!r} cannot be read (it is missing)")
+        entry = self._entries[name]
+        if entry.dtype not in DTYPES:
+            raise self._broken(f"the tensor {name!r} cannot be read (its dtype is {entry.dtype})")
+        at = 8 * (self._place[name] + 1)
+
+        def load() -> np.ndarray:
+            try:
+                array = read_values(self.path, entry)
+            except (OSError, ValueError) as error:
+                raise self._broken(f"the tensor {name!r} cannot be read ({error})") from None
+            if f"{zlib.crc32(_bytes_of(array)):08x}" != self._record["crc32"][at : at + 8]:
+                raise self._broken(f"the checksum of {name!r} does not fit its data")
+            return array
+
+        return LazyArray(entry.shape, np.dtype(jnp.dtype(DTYPES[entry.dtype])), load)
 
     def _belongs_to(self, name: str) -> bool:
         base, colon, end = name.rpartition(":")
@@ -258,27 +266,59 @@ class Archive:
             isinstance(tensors, dict)
             and isinstance(containers, dict)
             and isinstance(record.get("crc32"), str)
-            and len(record["crc32"]) == 8 * (len(self._order) + 1)
+            and len(record["crc32"]) == 8 * (len(self._entries) + 1)
             and all(_is_record(r) for r in tensors.values())
             and all(k in CONTAINERS for k in containers.values())
             and all(self._is_whole(n, r) for n, r in tensors.items())
         )
         if not whole:
             raise self._broken("its corrq record does not fit its tensors")
-        with open(self.path, "rb") as file:  # noqa: PTH123
-            header = file.read(int.from_bytes(file.read(8), "little"))
-        digits = record["crc32"].encode()
+        header, digits = self._header.text, record["crc32"].encode()
         if f"{zlib.crc32(header.replace(digits, b'0' * len(digits))):08x}" != digits[:8].decode():
             raise self._broken("the checksum of the header does not fit it")
 
     def _is_whole(self, name: str, record: dict[str, Any]) -> bool:
         """Whether the file has just the parts of a quantized leaf that its record asks for."""
-        found = {part for part in PARTS if name + part in self._order}
+        found = {part for part in PARTS if name + part in self._entries}
         codes = {FREQUENCIES, STREAM} if STREAM in found else {CODES}
         return found == codes | {LEVELS} | ({SCALES} if "rows" in record else set())
 
     def _broken(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {what}; the file is damaged, make or fetch it again")
+
+
+def _fit(
+    shape: tuple[int, ...],
+    bits: int,
+    codes: LazyArray,
+    levels: LazyArray,
+    scales: LazyArray | None,
+    rows: Rows | None,
+) -> bool:
+    """Whether the arrays of a quantized leaf fit its shape and bits."""
+    size = math.prod(shape)
+    fits = (
+        codes.dtype == np.uint8
+        and levels.dtype in (np.float32, np.float64)
+        and codes.ndim >= 1
+        and levels.ndim >= 1
+        and codes.shape[:-1] == levels.shape[:-1]
+        and codes.shape[-1] == coding.packed_size(size, bits)
+        and 1 <= levels.shape[-1] <= 2**bits
+    )
+    if rows is None or scales is None:
+        return fits
+    return (
+        fits
+        and scales.dtype == np.float16
+        and scales.shape == (*codes.shape[:-1], *rows.shape)
+        and rows.before * rows.channels * rows.after == size
+    )
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """Little-endian bytes, row-major."""
+    return Stored("", array).data()  # type: ignore[return-value]
 
 
 def _is_record(record: Any) -> bool:

@@ -21,7 +21,7 @@ PUBLIC = {
     "corrq_jax.peers": """
         CHANNEL PEERS TENSOR Groups Layout Peer PeerRow absmax half_quadratic kmeans min_max
         normal_float peers stored_bits""",
-    "corrq_jax.readers": "read_weights write_weights",
+    "corrq_jax.readers": "open_weights read_weights write_weights",
 }
 
 

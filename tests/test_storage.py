@@ -179,6 +179,21 @@ def test_archive_reads_leaf_by_leaf(tmp_path):
         assert same(archive.tree(), quantized)
 
 
+def test_archive_reads_when_asked(tmp_path):
+    path = tmp_path / "net.safetensors"
+    coded = dataclasses.replace(tensor(4, (60, 50)), coding="entropy")
+    tree = {"a": [tensor(), coded], "b": W, "c": None}
+    corrq.save(path, tree)
+    with corrq.Archive(path) as archive:
+        lazy = archive.tree(lazy=True)
+    corrq.save(tmp_path / "again", lazy)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    assert same(jax.tree.map(np.asarray, lazy), tree)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(corrq.FileFormatError, match="checksum"):
+        jax.tree.map(np.asarray, lazy)
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.safetensors: there is no such file"):
         corrq.load(tmp_path / "no.safetensors")

@@ -1,5 +1,5 @@
 """Weight files to and from flat dictionaries of numpy arrays."""
 
-from corrq_jax.readers.files import read_weights, write_weights
+from corrq_jax.readers.files import open_weights, read_weights, write_weights
 
-__all__ = ["read_weights", "write_weights"]
+__all__ = ["open_weights", "read_weights", "write_weights"]

@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -62,22 +63,36 @@ def is_numeric(dtype: np.dtype) -> bool:
     return dtype.kind in "biuf" or dtype == BFLOAT16
 
 
+def check_dtype(path: str | os.PathLike[str], name: str, dtype: np.dtype) -> None:
+    """Checks that a dtype can hold weights.
+
+    Raises:
+        FileFormatError: it cannot.
+    """
+    if not is_numeric(dtype):
+        raise FileFormatError(
+            f"{os.fspath(path)}: array {name!r} has dtype {dtype}; only booleans, integers "
+            "and floats can be weights: save the file again without it or in one of these dtypes"
+        )
+
+
 def checked(path: str | os.PathLike[str], name: str, array: np.ndarray) -> np.ndarray:
     """`array` in this machine's byte order (JAX takes no other), if it can hold weights.
 
     Raises:
         FileFormatError: the array's dtype cannot hold weights.
     """
-    if not is_numeric(array.dtype):
-        raise FileFormatError(
-            f"{os.fspath(path)}: array {name!r} has dtype {array.dtype}; only booleans, integers "
-            "and floats can be weights: save the file again without it or in one of these dtypes"
-        )
+    check_dtype(path, name, array.dtype)
+    return in_memory_order(array)
+
+
+def in_memory_order(array: np.ndarray) -> np.ndarray:
+    """`array` in this machine's byte order."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def to_write(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """C-contiguous numpy arrays by name, if both names and dtypes can be written.
+def to_write(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays, if both names and dtypes can be written; lazy ones are not read for that.
 
     Raises:
         InputError: there are no arrays, or a name or a dtype cannot be written.
@@ -86,10 +101,9 @@ def to_write(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise InputError("no arrays to write; give at least one")
     for name in arrays:
         _check_name(name)
-    # np.require keeps scalars scalar, which np.ascontiguousarray makes vectors of.
-    ready = {name: np.require(array, requirements="C") for name, array in arrays.items()}
+    ready = {n: a if hasattr(a, "dtype") else np.asarray(a) for n, a in arrays.items()}
     for name, array in ready.items():
-        if not is_numeric(array.dtype):
+        if not is_numeric(np.dtype(array.dtype)):
             raise InputError(
                 f"array {name!r} has dtype {array.dtype}; only booleans, integers and floats "
                 "can be written: pack or convert it first"

@@ -1,29 +1,46 @@
 """One reader and one writer for all weight files; the file's content decides the format."""
 
+import contextlib
 import errno
+import functools
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from corrq_jax.errors import FileFormatError, InputError
-from corrq_jax.readers.h5 import read_h5, read_keras
-from corrq_jax.readers.npz import read_npz, write_npz
-from corrq_jax.readers.safetensors_file import read_safetensors, write_safetensors
+from corrq_jax.lazy import LazyArray
+from corrq_jax.readers.h5 import open_h5, open_keras
+from corrq_jax.readers.npz import open_npz, write_npz
+from corrq_jax.readers.safetensors_file import open_safetensors, write_safetensors
 from corrq_jax.readers.torch_pickle import read_torch
 
-_Reader = Callable[[pathlib.Path], dict[str, np.ndarray]]
+_Opener = Callable[[pathlib.Path], contextlib.AbstractContextManager[dict[str, LazyArray]]]
 
-_BY_SUFFIX: dict[str, _Reader] = {
-    ".npz": read_npz,
-    ".safetensors": read_safetensors,
-    ".h5": read_h5,
-    ".hdf5": read_h5,
-    ".keras": read_keras,
-    ".pt": read_torch,
-    ".pth": read_torch,
+
+def _open_safetensors(path: pathlib.Path) -> contextlib.nullcontext[dict[str, LazyArray]]:
+    return contextlib.nullcontext(open_safetensors(path))
+
+
+def _open_torch(path: pathlib.Path) -> contextlib.nullcontext[dict[str, LazyArray]]:
+    """Read whole: its tensors are views of storages that they may share."""
+    arrays = read_torch(path).items()
+    return contextlib.nullcontext(
+        {n: LazyArray(a.shape, a.dtype, functools.partial(np.asarray, a)) for n, a in arrays}
+    )
+
+
+_BY_SUFFIX: dict[str, _Opener] = {
+    ".npz": open_npz,
+    ".safetensors": _open_safetensors,
+    ".h5": open_h5,
+    ".hdf5": open_h5,
+    ".keras": open_keras,
+    ".pt": _open_torch,
+    ".pth": _open_torch,
 }
 
 _WRITERS = {".npz": write_npz, ".safetensors": write_safetensors}
@@ -36,6 +53,32 @@ _FOREIGN = {
     b"\x93numpy": "a single unnamed .npy array: save it under a name with numpy.savez",
     b"\x1f\x8b": "compressed with gzip: unpack it first",
 }
+
+
+@contextlib.contextmanager
+def open_weights(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
+    """The arrays of a weight file, of which each is read when it is asked for.
+
+    Only one array has to be in memory at a time; PyTorch's files and `.keras` archives are read
+    whole, though. The arrays can be read while the context is open.
+
+    Args:
+        path: the file, as for `read_weights`.
+
+    Yields:
+        The arrays by name; `numpy.asarray` reads one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: `path` is a folder.
+        FileFormatError: as `read_weights`, damaged values when the array is read.
+        MissingDependencyError: the format's library is not installed.
+    """
+    path = pathlib.Path(path)
+    with _opener(path)(path) as arrays:
+        if not arrays:
+            raise FileFormatError(f"{path}: holds no arrays; give a file with a network's weights")
+        yield arrays
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -68,15 +111,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             that is not an array of numbers.
         MissingDependencyError: the format's library is not installed.
     """
-    path = pathlib.Path(path)
-    arrays = _reader(path)(path)
-    if not arrays:
-        raise FileFormatError(f"{path}: holds no arrays; give a file with a network's weights")
-    return arrays
+    with open_weights(path) as arrays:
+        return {name: array.load() for name, array in arrays.items()}
 
 
 def write_weights(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], *, overwrite: bool = False
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
     """Writes arrays to `.npz` or `.safetensors`, as the suffix says.
 
@@ -85,7 +125,8 @@ def write_weights(
 
     Args:
         path: the file; its folder must exist.
-        arrays: the arrays by name, of any strides, numpy or JAX.
+        arrays: the arrays by name, of any strides, numpy, JAX or lazy (`open_weights`), of which
+            each is read in its turn.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -94,7 +135,6 @@ def write_weights(
         FileExistsError: the file exists and `overwrite` is False.
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, for instance because the disk is full.
-        MissingDependencyError: safetensors is not installed.
     """
     path = pathlib.Path(path)
     write = _WRITERS.get(path.suffix.lower())
@@ -105,36 +145,36 @@ def write_weights(
     write(path, arrays, overwrite=overwrite)
 
 
-def _reader(path: pathlib.Path) -> _Reader:
-    """The reader for the file's content, or for its suffix where the content says nothing."""
+def _opener(path: pathlib.Path) -> _Opener:
+    """What opens a file of this content, or of this suffix where the content says nothing."""
     head = _head(path)
-    reader = _reader_by_content(path, head) or _BY_SUFFIX.get(path.suffix.lower())
+    opener = _opener_by_content(path, head) or _BY_SUFFIX.get(path.suffix.lower())
     for start, what in _FOREIGN.items():
         if head.lower().startswith(start):
             raise FileFormatError(f"{path}: {what}")
-    if reader is None:
+    if opener is None:
         raise FileFormatError(
             f"{path}: neither its first bytes nor its suffix {path.suffix!r} say what it is; "
             f"give one of {', '.join(_BY_SUFFIX)}"
         )
-    return reader
+    return opener
 
 
-def _reader_by_content(path: pathlib.Path, head: bytes) -> _Reader | None:
+def _opener_by_content(path: pathlib.Path, head: bytes) -> _Opener | None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _reader_of_archive(path)
+        return _opener_of_archive(path)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return read_h5
+        return open_h5
     # A header's length, then the header, a JSON object. Asked before pickles, whose mark the
     # length may begin with.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return read_safetensors
+        return _open_safetensors
     if head.startswith(b"\x80"):  # A pickle's protocol mark: PyTorch before 1.6.
-        return read_torch
+        return _open_torch
     return None
 
 
-def _reader_of_archive(path: pathlib.Path) -> _Reader:
+def _opener_of_archive(path: pathlib.Path) -> _Opener:
     """npz, .keras and PyTorch files are all zip archives; the members tell them apart."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -144,8 +184,8 @@ def _reader_of_archive(path: pathlib.Path) -> _Reader:
             f"{path}: a damaged or truncated zip archive ({error}); copy or download it again"
         ) from error
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return read_torch
-    return read_keras if "model.weights.h5" in names else read_npz
+        return _open_torch
+    return open_keras if "model.weights.h5" in names else open_npz
 
 
 def _head(path: pathlib.Path) -> bytes:

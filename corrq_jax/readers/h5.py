@@ -1,21 +1,26 @@
 """Keras's weights in HDF5: the older layout with layer names, and Keras 3's `.weights.h5`."""
 
+import contextlib
 import io
 import os
 import zipfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from corrq_jax.errors import FileFormatError, require
-from corrq_jax.readers.arrays import BFLOAT16, checked, reading
+from corrq_jax.lazy import LazyArray
+from corrq_jax.readers.arrays import BFLOAT16, check_dtype, in_memory_order, reading
 
 # More than gzip can ever save; only a damaged or a hostile file claims it.
 _MAX_COMPRESSION = 2000
 
 
-def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads every dataset of a Keras HDF5 file by its path in the file.
+def open_h5(
+    path: str | os.PathLike[str],
+) -> contextlib.AbstractContextManager[dict[str, LazyArray]]:
+    """The datasets of a Keras HDF5 file by their paths in it, none of them read yet.
 
     The 'model_weights/' of a whole saved model is left out of the names, so that they are those
     of the weights-only file. Optimizer state is skipped: 'optimizer_weights/' beside
@@ -27,11 +32,14 @@ def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         FileFormatError: the file is damaged, or holds a dataset that is not an array of numbers.
         MissingDependencyError: h5py is not installed.
     """
-    return _read(path, os.fspath(path))
+    return _open(path, os.fspath(path))
 
 
-def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the weights in a `.keras` archive, as `read_h5` does; its code and config are unused.
+@contextlib.contextmanager
+def open_keras(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
+    """The weights in a `.keras` archive, as `open_h5`; its code and config are unused.
+
+    The HDF5 file inside of the archive is read whole.
 
     Raises:
         FileFormatError: the archive is damaged or holds no 'model.weights.h5'.
@@ -39,18 +47,32 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     with reading(path, "a .keras archive"), zipfile.ZipFile(path) as archive:
         weights = io.BytesIO(archive.read("model.weights.h5"))
-    return _read(path, weights)
+    with _open(path, weights) as arrays:
+        yield arrays
 
 
-def _read(path: str | os.PathLike[str], source: str | BinaryIO) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _open(path: str | os.PathLike[str], source: str | BinaryIO) -> Iterator[dict[str, LazyArray]]:
     h5py = require("h5py", "files")
-    with reading(path, "a Keras HDF5 file"), h5py.File(source, "r") as file:
-        root = root_group(h5py, file)
-        return {
-            name: read_dataset(path, name, dataset)
-            for name, dataset in _datasets(h5py, root).items()
-            if not _is_optimizer_state(root, name)
-        }
+    with contextlib.ExitStack() as stack:
+        with reading(path, "a Keras HDF5 file"):
+            root = root_group(h5py, stack.enter_context(h5py.File(source, "r")))
+            arrays = {
+                name: _lazy(path, name, dataset)
+                for name, dataset in _datasets(h5py, root).items()
+                if not _is_optimizer_state(root, name)
+            }
+        yield arrays
+
+
+def _lazy(path: str | os.PathLike[str], name: str, dataset: Any) -> LazyArray:
+    dtype = dtype_of(path, name, dataset)
+
+    def load() -> np.ndarray:
+        with reading(path, "a Keras HDF5 file"):
+            return read_dataset(path, name, dataset)
+
+    return LazyArray(dataset.shape, dtype, load)
 
 
 def root_group(h5py: Any, file: Any) -> Any:
@@ -77,8 +99,12 @@ def _is_optimizer_state(root: Any, name: str) -> bool:
     return name.startswith("optimizer/") and "layer_names" not in root.attrs
 
 
-def read_dataset(path: str | os.PathLike[str], name: str, dataset: Any) -> np.ndarray:
-    """An HDF5 dataset that is called `name` in messages, if it can hold weights."""
+def dtype_of(path: str | os.PathLike[str], name: str, dataset: Any) -> np.dtype:
+    """The dtype of an HDF5 dataset that is called `name` in messages.
+
+    Raises:
+        FileFormatError: the dataset cannot hold weights.
+    """
     if dataset.shape is None or dataset.external or dataset.is_virtual:
         raise FileFormatError(
             f"{os.fspath(path)}: dataset {name!r} is empty or keeps its values elsewhere; "
@@ -91,6 +117,14 @@ def read_dataset(path: str | os.PathLike[str], name: str, dataset: Any) -> np.nd
             f"{stored}; the file is damaged: copy or download it again"
         )
     # Attributes are looked at only where they matter: damaged ones can hang the HDF5 library.
-    is_bfloat16 = dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16"
+    if dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16":
+        return BFLOAT16
+    check_dtype(path, name, dataset.dtype)
+    return dataset.dtype.newbyteorder("=")
+
+
+def read_dataset(path: str | os.PathLike[str], name: str, dataset: Any) -> np.ndarray:
+    """An HDF5 dataset that is called `name` in messages, if it can hold weights."""
+    dtype = dtype_of(path, name, dataset)
     array = np.asarray(dataset[()])
-    return checked(path, name, array.view(BFLOAT16) if is_bfloat16 else array)
+    return array.view(BFLOAT16) if dtype == BFLOAT16 else in_memory_order(array)

@@ -1,4 +1,4 @@
-"""The layers in a Keras weight file, in the model's order: what `read_h5`'s names do not tell.
+"""The layers in a Keras weight file, in the model's order: what `open_h5`'s names do not tell.
 
 Older files ('.h5') list the layers by name, in order, each with the names of its arrays. Keras 3's
 ('.weights.h5', and inside '.keras') number the layers of each class, in order: conv2d, conv2d_1.
@@ -35,7 +35,7 @@ def read_keras_layers(path: str | os.PathLike[str]) -> tuple[StoredLayer, ...]:
     """Reads a '.h5', '.weights.h5' or '.keras' file of a model whose layers are not nested.
 
     Args:
-        path: the file. What `corrq_jax.readers.h5.read_h5` says of damaged files holds here, too.
+        path: the file. What `corrq_jax.readers.h5.open_h5` says of damaged files holds here, too.
 
     Returns:
         The layers with weights: older files in the model's order, Keras 3's by class and number.

@@ -1,37 +1,49 @@
 """numpy's `.npz`: a zip archive of `.npy` files."""
 
 import collections
-import io
+import contextlib
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 import numpy as np
 
 from corrq_jax.atomic import atomic_write
 from corrq_jax.errors import FileFormatError, InputError
-from corrq_jax.readers.arrays import BFLOAT16, checked, reading, to_write
+from corrq_jax.lazy import LazyArray
+from corrq_jax.readers.arrays import BFLOAT16, check_dtype, in_memory_order, reading, to_write
+
+_BLOCK = 1 << 20  # bytes read at a time
+_MOST_COMPRESSION = 2000  # more than deflate can ever save; only a hostile file claims it
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads every array of an `.npz` file by its name, without running pickled code.
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
+    """The arrays of an `.npz` file by name, none of them read yet; no pickled code is run.
 
     Raises:
         FileFormatError: the file is damaged, is another kind of zip archive, or holds objects,
-            text or bfloat16 (which npz stores without its name).
+            text or bfloat16 (which npz stores without its name). Damaged values are noticed when
+            an array is read.
     """
-    with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
-        return {
-            _array_name(path, info): _read_member(path, archive, info)
-            for info in _members(path, archive)
-        }
+    with contextlib.ExitStack() as stack:
+        with reading(path, "an .npz file"):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            arrays = {
+                _array_name(path, info): _lazy(path, archive, info)
+                for info in _members(path, archive)
+            }
+        yield arrays
 
 
 def write_npz(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], *, overwrite: bool = False
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
     """Writes arrays to an uncompressed `.npz` file; equal arrays give equal bytes.
+
+    One after the other; lazy ones are read in turn.
 
     Raises:
         InputError: there are no arrays, or a name or dtype cannot be written; npz has no name
@@ -51,8 +63,10 @@ def write_npz(
     ):
         # numpy.savez cannot name an array 'file', and stamps the time into the file.
         for name, array in ready.items():
+            # np.require keeps scalars scalar, which np.ascontiguousarray makes vectors of.
+            values = np.require(array, requirements="C")
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 def _members(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
@@ -74,13 +88,13 @@ def _array_name(path: str | os.PathLike[str], info: zipfile.ZipInfo) -> str:
     return info.filename.removesuffix(".npy")
 
 
-def _read_member(
+def _lazy(
     path: str | os.PathLike[str], archive: zipfile.ZipFile, info: zipfile.ZipInfo
-) -> np.ndarray:
-    """One array. The member is read whole first, for only then its checksum is compared."""
-    data = io.BytesIO(archive.read(info))
+) -> LazyArray:
     name = _array_name(path, info)
-    shape, dtype = _header(data)
+    with archive.open(info) as member:
+        shape, _, dtype = _header(member)
+        held = info.file_size - member.tell()
     if dtype.hasobject:
         raise FileFormatError(
             f"{os.fspath(path)}: array {name!r} holds Python objects, which are pickled code and "
@@ -91,19 +105,39 @@ def _read_member(
             f"{os.fspath(path)}: array {name!r} is of an unnamed 2-byte type, as bfloat16 becomes "
             "in .npz; save it as float32, or as .safetensors"
         )
-    # Before numpy allocates what the header claims.
-    claimed, held = math.prod(shape) * dtype.itemsize, len(data.getbuffer()) - data.tell()
+    # Before memory is allocated for what the header claims.
+    claimed = math.prod(shape) * dtype.itemsize
     if claimed != held:
         raise ValueError(f"array {name!r} claims {claimed} bytes and holds {held}")
-    data.seek(0)
-    return checked(path, name, np.lib.format.read_array(data, allow_pickle=False))
+    if claimed > _MOST_COMPRESSION * info.compress_size:
+        raise ValueError(f"array {name!r} claims {claimed} bytes in {info.compress_size}")
+    check_dtype(path, name, dtype)
+
+    def load() -> np.ndarray:
+        with reading(path, "an .npz file"):
+            return _read_values(archive, info)
+
+    return LazyArray(shape, dtype.newbyteorder("="), load)
 
 
-def _header(data: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype in a .npy header; leaves `data` at the array's first byte."""
-    version = np.lib.format.read_magic(data)
-    read = np.lib.format.read_array_header_1_0
-    if version != (1, 0):  # Versions 2 and 3 differ in the header's text encoding only.
-        read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(data)
-    return shape, dtype
+def _read_values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array; read to the member's end, for only then its checksum is compared."""
+    with archive.open(info) as member:
+        shape, fortran_order, dtype = _header(member)
+        array = np.empty(shape, dtype, order="F" if fortran_order else "C")
+        values = array.reshape(-1, order="A").view(np.uint8)
+        for start in range(0, values.size, _BLOCK):
+            block = member.read(min(_BLOCK, values.size - start))
+            values[start : start + _BLOCK] = np.frombuffer(block, np.uint8)
+        if member.read(1):
+            raise ValueError(f"{info.filename!r} is longer than its array")
+    return in_memory_order(array)
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype in a .npy header; leaves `member` at the array's first byte."""
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    # Versions 2 and 3 differ in the header's text encoding only.
+    return np.lib.format.read_array_header_2_0(member)
