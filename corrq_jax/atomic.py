@@ -4,23 +4,34 @@ import contextlib
 import errno
 import os
 import pathlib
-import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process leaves stays there.
+    fcntl = None
 
 # What os.link answers where a filesystem has no hard links (FAT, some network mounts).
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
+_WORK = ".corrq-writing-"
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`; on success it becomes `path` in one step.
+    """Yields a temporary path near `path`; on success it becomes `path` in one step.
 
-    The temporary file is in the same folder (so the last step is a rename within one
-    filesystem) and keeps `path`'s suffix, which some writers insist on. When the block ends,
+    The temporary file is in a hidden folder beside `path` (so the last step is a rename within
+    one filesystem) and keeps `path`'s suffix, which some writers insist on. When the block ends,
     the file is flushed to disk and renamed. When the block raises, for a full disk or for
     anything else, the temporary file is removed and an earlier `path` is as it was. A symbolic
     link is written through, and a replaced file's permissions are kept.
+
+    A process that is killed leaves its hidden folder; the next one that writes beside it removes
+    it, where the system has file locks.
 
     Args:
         path: the file to write; its folder must exist.
@@ -37,19 +48,85 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[p
         OSError: the folder cannot be written to, or the disk is full.
     """
     target = _target(path, overwrite=overwrite)
-    temporary = target.with_name(f".corrq-{secrets.token_hex(8)}{target.suffix}")
-    # O_EXCL with mode 0666 rather than mkstemp: the result then has the user's usual permissions.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    mode = (target if target.exists() else temporary).stat().st_mode
-    try:
+    with _work_folder(target.parent) as folder:
+        temporary = folder / f"new{target.suffix}"
+        temporary.touch()
+        mode = (target if target.exists() else temporary).stat().st_mode
         yield temporary
         temporary.chmod(stat.S_IMODE(mode))  # A writer may have put a private file in its place.
         _flush_to_disk(temporary)
         _publish(temporary, target, overwrite=overwrite)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _flush_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _work_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder, locked as long as this process writes there and lives."""
+    for left in parent.glob(f"{_WORK}*"):
+        _remove_if_left(left)
+    folder, lock = _new_folder(parent)
+    try:
+        yield folder
+    finally:
+        _remove(folder, lock)
+
+
+def _new_folder(parent: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
+    """A folder and the file in it that is locked, if the system can; it is never seen empty."""
+    while True:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=_WORK, dir=parent))
+        name = folder / "lock"
+        # Another process may take it for left until it is locked, and remove it.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = name.open("xb")
+            if not _locks(lock):
+                lock.close()
+                name.rename(folder / "unlocked")
+                return folder, lock
+            if name.exists():
+                return folder, lock
+
+
+def _remove_if_left(folder: pathlib.Path) -> None:
+    """Removes the work folder of a process that has died: nobody holds its lock."""
+    with contextlib.suppress(OSError):
+        try:
+            lock = (folder / "lock").open("rb+")
+        except FileNotFoundError:
+            folder.rmdir()  # only if it is empty
+        else:
+            with lock:
+                if _locks(lock):
+                    _remove(folder, lock)
+
+
+def _locks(file: IO[bytes]) -> bool:
+    """Locks an open file until it is closed; False if the system cannot.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _remove(folder: pathlib.Path, lock: IO[bytes]) -> None:
+    """Removes a work folder; the lock last, so that another process can go on when it is killed."""
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
+        (folder / "lock").unlink(missing_ok=True)
+    lock.close()  # Network filesystems keep a file that is open, under another name.
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _target(path: str | os.PathLike[str], *, overwrite: bool) -> pathlib.Path:
@@ -99,8 +176,6 @@ def _publish(temporary: pathlib.Path, target: pathlib.Path, *, overwrite: bool) 
         if target.exists():
             raise _exists(target) from None
         temporary.replace(target)
-    else:
-        temporary.unlink()
 
 
 def _flush_folder(folder: pathlib.Path) -> None:

@@ -1,8 +1,10 @@
 import os
+import pathlib
 import stat
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 
@@ -19,7 +21,7 @@ def test_the_file_appears_at_the_end_only(tmp_path):
     with atomic_write(target, overwrite=False) as temporary:
         temporary.write_bytes(b"new")
         assert not target.exists()
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         assert temporary.suffix == ".npz"
     assert target.read_bytes() == b"new"
     assert names(tmp_path) == ["a.npz"]
@@ -146,6 +148,59 @@ def test_the_longest_name_a_filesystem_takes(tmp_path):
     with atomic_write(tmp_path / name, overwrite=False) as temporary:
         temporary.write_bytes(b"new")
     assert names(tmp_path) == [name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks")
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    with atomic_write(tmp_path / "living", overwrite=False) as living:
+        living.write_bytes(b"living")
+        left = tmp_path / living.parent.name.replace("-writing-", "-writing-dead")
+        left.mkdir()
+        for name in ("lock", "new", ".tmp"):
+            (left / name).write_bytes(b"half")
+        with atomic_write(tmp_path / "another", overwrite=False) as another:
+            another.write_bytes(b"another")
+        assert not left.exists()
+    assert (tmp_path / "living").read_bytes() == b"living"
+    assert names(tmp_path) == ["another", "living"]
+
+
+@pytest.mark.parametrize("fault", [OSError(95, "Operation not supported"), None])
+def test_systems_without_file_locks(tmp_path, monkeypatch, fault):
+    """There no work folder is ever taken for left."""
+
+    def flock(*args):
+        raise fault
+
+    stand_in = fault and types.SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4)
+    monkeypatch.setattr(atomic, "fcntl", stand_in)
+    with atomic_write(tmp_path / "a", overwrite=False) as a:
+        a.write_bytes(b"a")
+        with atomic_write(tmp_path / "b", overwrite=False) as b:
+            b.write_bytes(b"b")
+        monkeypatch.undo()
+        with atomic_write(tmp_path / "c", overwrite=False) as c:
+            c.write_bytes(b"c")
+    assert names(tmp_path) == ["a", "b", "c"]
+
+
+def test_a_new_folder_that_is_taken_for_left_is_made_anew(tmp_path, monkeypatch):
+    """Another process looks between the making of the folder and its lock."""
+    made = []
+    mkdtemp = atomic.tempfile.mkdtemp
+
+    def removed_at_once(**options):
+        folder = mkdtemp(**options)
+        made.append(folder)
+        if len(made) < 3:
+            pathlib.Path(folder).rmdir()
+        return folder
+
+    monkeypatch.setattr(atomic.tempfile, "mkdtemp", removed_at_once)
+    with atomic_write(tmp_path / "a", overwrite=False) as temporary:
+        temporary.write_bytes(b"new")
+    assert len(made) == 3
+    assert names(tmp_path) == ["a"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
