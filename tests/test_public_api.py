@@ -11,8 +11,9 @@ PUBLIC = {
         Archive Config CorrqError FileFormatError InputError MissingDependencyError QuantizedTensor
         Report Row Skipped correlation dequantize load quantize quantize_array save""",
     "corrq_jax.data": """
-        BATCH PHOTOS ImageFolder Photo Pictures Preprocess Record Source TfdsSource all_views
-        batches example_batches load load_photos preprocessing read_folder tfds_source views""",
+        BATCH FASHION_CLASSES FASHION_MNIST PHOTOS FashionMnist ImageFolder Photo Pictures
+        Preprocess Record Source TfdsSource all_views batches example_batches load load_photos
+        preprocessing read_fashion_mnist read_folder tfds_source views""",
     "corrq_jax.evaluation": "Metrics UNKNOWN evaluate in_dtype logits metrics_from_logits",
     "corrq_jax.flax": "Apply QuantizedModel dequantize functional quantize",
     "corrq_jax.methods": "Method cells methods peer_cells short_cells without_wiring",
