@@ -46,6 +46,12 @@ def packed_size(size: int, bits: int) -> int:
     return -(-size * bits // 8)
 
 
+def pattern(bits: int) -> tuple[int, int]:
+    """(codes, bytes) after which the position of codes in bytes repeats."""
+    group = 8 // gcd(8, bits)
+    return group, group * bits // 8
+
+
 @partial(jax.jit, static_argnames="bits")
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """Pack flat uint8 codes, each below ``2**bits``, into uint8[ceil(n bits / 8)].
@@ -56,12 +62,12 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
     size = codes.shape[0]
     if bits == 8:
         return codes
-    group = 8 // gcd(8, bits)
+    group, span = pattern(bits)
     groups = -(-size // group)
     columns = jnp.pad(codes, (0, groups * group - size)).reshape(groups, group)
     columns = columns.astype(jnp.uint32)
     packed = []
-    for byte in range(group * bits // 8):
+    for byte in range(span):
         value = jnp.zeros(groups, jnp.uint32)
         for i in range(group):
             shift = i * bits - 8 * byte
@@ -81,8 +87,7 @@ def unpack(packed: jax.Array, size: int, bits: int) -> jax.Array:
     """
     if bits == 8:
         return packed[:size]
-    group = 8 // gcd(8, bits)
-    span = group * bits // 8
+    group, span = pattern(bits)
     groups = -(-size // group)
     columns = jnp.pad(packed, (0, groups * span - packed.shape[0])).reshape(groups, span)
     columns = columns.astype(jnp.uint32)
