@@ -1,24 +1,135 @@
-"""Every Python block of the documents runs, in order, in one namespace a document."""
+"""Every code block of the documents runs, in the page's order, in one folder and namespace a page.
+
+Python blocks run as they are. In blocks of `sh` each command of `corrq` runs; after a comment
+`<!-- checked, not run: WHY -->` it is only parsed: its options exist and take these values. The
+extras that pip installs, and the scripts that python runs, exist.
+"""
 
 import pathlib
 import re
+import shlex
+import sys
+import tomllib
 
 import pytest
+import typer
+from test_public_api import PUBLIC
+
+from corrq_jax.cli.app import app
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.exists()]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
+BLOCK = re.compile(
+    r"(<!-- checked, not run: [^\n]+ -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.M | re.S
+)
+LANGUAGES = {"python", "sh", "json", "text"}  # the last two show what is written and printed
+
+every_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
-def test_python_blocks_run(document, tmp_path, monkeypatch):
+def commands(block):
+    """The words of each command of a block of sh, `&&` and continued lines resolved."""
+    for line in block.replace("\\\n", " ").splitlines():
+        for command in line.split("&&"):
+            words = shlex.split(command, comments=True)
+            if words:
+                yield [pathlib.Path(words[0]).name, *words[1:]]
+
+
+def parse(words):
+    """What the command line makes of the words, as if to run them."""
+    command = typer.main.get_command(app)
+    if words and not words[0].startswith("-"):
+        command = command.commands[words[0]]
+        words = words[1:]
+    command.make_context(command.name, list(words), resilient_parsing=False)
+
+
+def check_pip(words):
+    """That what is installed from this project exists."""
+    for word in words:
+        for extra in re.findall(r"\[([\w,]+)\]", word):
+            assert set(extra.split(",")) <= PROJECT["project"]["optional-dependencies"].keys()
+    groups = [words[i + 1] for i, word in enumerate(words) if word == "--group"]
+    assert set(groups) <= PROJECT["dependency-groups"].keys()
+
+
+def check_python(words):
+    """That a script exists and knows the options that it is given."""
+    if words[0] == "-m":
+        assert words[1] in ("venv", "corrq_jax")
+        return
+    source = (ROOT / words[0]).read_text()
+    for option in (word for word in words[1:] if word.startswith("--")):
+        assert f'"{option}"' in source, (words[0], option)
+
+
+def check(words, run, only_parse):
+    """Runs or checks one command."""
+    name, *rest = words
+    if name == "corrq" and only_parse:
+        parse(rest)
+    elif name == "corrq":
+        code, _, err = run(*rest)
+        assert code == 0, err
+    elif name == "pip":
+        check_pip(rest)
+    elif name in ("python", "python3"):
+        check_python(rest)
+    elif name == "bash":
+        assert (ROOT / rest[0]).exists()
+    else:
+        assert name in ("pytest", "sphinx-build"), words
+
+
+@every_document
+def test_code_blocks_run(document, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
-    namespace: dict = {}
-    for number, block in enumerate(blocks, start=1):
-        exec(compile(block, f"{document.name}, block {number}", "exec"), namespace)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # pages may write modules
+    namespace: dict = {"__name__": "__main__"}
+    for found in BLOCK.finditer(document.read_text()):
+        marked, language, text = found.groups()
+        line = document.read_text()[: found.start(3)].count("\n")
+        if language == "python":
+            code = compile("\n" * line + text, str(document), "exec")
+            exec(code, namespace)
+        elif language == "sh":
+            for words in commands(text):
+                check(words, run, only_parse=bool(marked))
+        else:
+            assert language in LANGUAGES or language.startswith("{"), (document.name, line)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+@every_document
 def test_relative_links_exist(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_no_command_hides_from_the_checks():
+    for document in DOCUMENTS:
+        lines = BLOCK.sub("", document.read_text()).splitlines()
+        hidden = [line for line in lines if re.match(r" {4,}(corrq|python3?|pip|\$) ", line)]
+        assert not hidden, (document.name, hidden)
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = set()
+    for page in (ROOT / "docs").rglob("*.md"):
+        for toctree in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(), re.M | re.S):
+            names = [line for line in toctree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names}
+    pages = {page.resolve() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - listed == {ROOT / "docs" / "index.md"}
+    assert listed <= pages
+
+
+def test_the_api_pages_are_of_the_public_modules():
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    text = "\n".join(page.read_text() for page in pages)
+    assert sorted(re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)) == sorted(PUBLIC)
