@@ -26,15 +26,26 @@ from corrq_jax.errors import InputError
 from corrq_jax.metrics import (
     UNKNOWN,
     Metrics,
+    change_interval,
     check_labels,
     measure,
     metrics_from_logits,
+    share_interval,
     summarize,
     vector,
 )
 from corrq_jax.precision import Apply, in_dtype
 
-__all__ = ["UNKNOWN", "Metrics", "evaluate", "in_dtype", "logits", "metrics_from_logits"]
+__all__ = [
+    "UNKNOWN",
+    "Metrics",
+    "change_interval",
+    "evaluate",
+    "in_dtype",
+    "logits",
+    "metrics_from_logits",
+    "share_interval",
+]
 
 Batch = tuple[Any, Any, Any]  # images, labels, mask
 Progress = Callable[[int, float | None], object]  # pictures done, pictures a second

@@ -29,11 +29,13 @@ class Metrics:
             is labelled. Among equal logits the first class wins.
         top5: the same, among the five highest.
         agreement: fraction of the pictures whose highest logit is that of the reference's; None
-            without a reference, like the two below.
+            without a reference, like those below.
         kl: mean Kullback-Leibler divergence of the network from the reference,
             KL(softmax(reference) || softmax(logits)), in nats.
         correlation: Pearson correlation of all logits with the reference's; NaN if either are all
             equal or not finite.
+        lost: labelled pictures whose label has the reference's highest logit, but not this one's.
+        gained: the reverse; `change_interval` makes of the two how sure the change of `top1` is.
 
     Pictures with a NaN among their logits count as wrong, and make `kl` and `correlation` NaN.
     """
@@ -45,6 +47,8 @@ class Metrics:
     agreement: float | None = None
     kl: float | None = None
     correlation: float | None = None
+    lost: int | None = None
+    gained: int | None = None
 
 
 def metrics_from_logits(
@@ -81,12 +85,81 @@ def metrics_from_logits(
     return summarize(jax.device_get([measure(logits, labels, mask, reference)]))
 
 
+# The 97.5 % point of the standard normal distribution.
+_Z = 1.959963984540054
+
+
+def share_interval(right: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share, after Wilson.
+
+    Of `count` independent pictures, `right` have some property; how many of all pictures have it?
+    For p = right / count and z = 1.96 the ends are ::
+
+        (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+
+    Args:
+        right: 0 to `count`.
+        count: at least 1.
+
+    Raises:
+        InputError: a number is out of range.
+
+    >>> low, high = share_interval(930, 1000)
+    >>> round(low, 4), round(high, 4)
+    (0.9125, 0.9442)
+    """
+    if not 0 <= right <= count or count < 1:
+        raise InputError(f"{right} of {count}: give a count of at least 1 and 0 to {count} of it")
+    share, excess = right / count, _Z * _Z / count
+    centre = share + excess / 2
+    half = math.sqrt(excess * (share * (1 - share) + excess / 4))
+    # Rounding may leave [0, 1] at its ends.
+    return max(0.0, (centre - half) / (1 + excess)), min(1.0, (centre + half) / (1 + excess))
+
+
+def change_interval(lost: int, gained: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of the change of a share, both measured on the same pictures.
+
+    Only the pictures that changed say something, as in McNemar's test, so that it is narrower than
+    the intervals of the two shares suggest. With half a picture added to each cell of the table of
+    right and wrong, m = n + 2 and d = (gained - lost) / m, the ends are ::
+
+        d ± z sqrt((lost + gained + 1) / m - d^2) / sqrt(m)
+
+    Agresti and Min, "Simple improved confidence intervals for comparing matched proportions",
+    Statistics in Medicine 2005.
+
+    Args:
+        lost: pictures that were right and are wrong now.
+        gained: pictures that were wrong and are right now.
+        count: all pictures.
+
+    Raises:
+        InputError: a number is out of range.
+
+    >>> low, high = change_interval(40, 20, 1000)
+    >>> round(low, 4), round(high, 4)
+    (-0.0352, -0.0047)
+    """
+    if min(lost, gained) < 0 or lost + gained > count or count < 1:
+        raise InputError(
+            f"{lost} lost, {gained} gained of {count}: give a count of at least 1 and parts of it"
+        )
+    total = count + 2
+    change = (gained - lost) / total
+    half = _Z * math.sqrt(((lost + gained + 1) / total - change * change) / total)
+    return max(-1.0, change - half), min(1.0, change + half)
+
+
 class _Comparison(NamedTuple):
     """Sums over the pictures of a batch, and moments of all its logits."""
 
     agreement: jax.Array
     kl: jax.Array
     moments: jax.Array  # n, means of logits and reference, their squares and product about them
+    changes: jax.Array  # int32[2]: labelled pictures that only the reference, only the logits find
 
 
 class Part(NamedTuple):
@@ -112,20 +185,30 @@ def measure(
         What `summarize` joins.
     """
     known = mask & (labels != UNKNOWN)
-    rank = jnp.where(known, _rank(logits, jnp.where(known, labels, 0)), logits.shape[1])
+    labels = jnp.where(known, labels, 0)
+    rank = _rank(logits, labels)
+    right = known & (rank < 1)
+    comparison = None
+    if reference is not None:
+        before = known & (_rank(reference, labels) < 1)
+        changes = jnp.stack([(before & ~right).sum(), (right & ~before).sum()])
+        comparison = _compare(logits, reference, mask, changes)
     return Part(
-        counts=jnp.stack([x.sum() for x in (mask, known, known & (rank < 1), known & (rank < 5))]),
-        comparison=None if reference is None else _compare(logits, reference, mask),
+        counts=jnp.stack([x.sum() for x in (mask, known, right, known & (rank < 5))]),
+        comparison=comparison,
     )
 
 
-def _compare(logits: jax.Array, reference: jax.Array, mask: jax.Array) -> _Comparison:
+def _compare(
+    logits: jax.Array, reference: jax.Array, mask: jax.Array, changes: jax.Array
+) -> _Comparison:
     valid = ~(jnp.isnan(logits).any(1) | jnp.isnan(reference).any(1))
     same = logits.argmax(1) == reference.argmax(1)
     return _Comparison(
         agreement=(mask & valid & same).sum(),
         kl=jnp.where(mask, _kl(reference, logits), 0).sum(),
         moments=_moments(logits, reference, mask),
+        changes=changes,
     )
 
 
@@ -175,8 +258,11 @@ def summarize(parts: Sequence[Part]) -> Metrics:
     compared = [p.comparison for p in parts if p.comparison is not None]
     if not compared:
         return metrics
+    lost, gained = map(int, np.sum([c.changes for c in compared], axis=0))
     return dataclasses.replace(
         metrics,
+        lost=lost if labelled else None,
+        gained=gained if labelled else None,
         agreement=int(sum(c.agreement for c in compared)) / count,
         kl=math.fsum(float(c.kl) for c in compared) / count,
         correlation=_correlation(np.stack([c.moments for c in compared]).astype(np.float64)),

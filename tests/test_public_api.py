@@ -14,7 +14,9 @@ PUBLIC = {
         BATCH FASHION_CLASSES FASHION_MNIST PHOTOS FashionMnist ImageFolder Photo Pictures
         Preprocess Record Source TfdsSource all_views batches example_batches load load_photos
         preprocessing read_fashion_mnist read_folder tfds_source views""",
-    "corrq_jax.evaluation": "Metrics UNKNOWN evaluate in_dtype logits metrics_from_logits",
+    "corrq_jax.evaluation": """
+        Metrics UNKNOWN change_interval evaluate in_dtype logits metrics_from_logits
+        share_interval""",
     "corrq_jax.flax": "Apply QuantizedModel dequantize functional quantize",
     "corrq_jax.methods": "Method cells methods peer_cells short_cells without_wiring",
     "corrq_jax.models": "ModelInfo create imagenet_weights info load names",
