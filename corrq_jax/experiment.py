@@ -7,7 +7,6 @@ done, so that a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import re
@@ -18,9 +17,12 @@ import numpy as np
 
 from corrq_jax import sweep
 from corrq_jax.atomic import atomic_write
+from corrq_jax.details import FLOAT, Histogram, Pictures, Predictions
 from corrq_jax.errors import InputError
-from corrq_jax.evaluation import Progress
+from corrq_jax.evaluation import Metrics, Progress
 from corrq_jax.fidelity import Subject
+from corrq_jax.histograms import histogram
+from corrq_jax.illustrate import illustrated
 from corrq_jax.methods import Cell, Method
 from corrq_jax.paths import flatten
 from corrq_jax.results import LayerDensity, Run
@@ -81,7 +83,13 @@ def compare(
     if not parts:
         raise InputError("nothing was measured: no target of mixed bits can be met")
     order = [site.kernel for site in subject.wiring.sites] if subject else []
-    return _joined(parts, order, tuple(_densities(params, chosen, parts[0])))
+    joined = _joined(parts, order, tuple(_densities(params, chosen, parts[0])))
+    pictures = joined.pictures
+    return dataclasses.replace(
+        joined,
+        histograms=_histograms(params, joined),
+        pictures=illustrated(pictures, subject) if subject and pictures else pictures,
+    )
 
 
 def _frame(
@@ -92,26 +100,38 @@ def _frame(
     watch: Progress | None,
 ) -> Run:
     """A run without results: the float network."""
-    reference = subject.measure(params, watch)[0] if subject else None
-    return sweep.float_run(
+    reference = subject.compare(params, watch) if subject else None
+    frame = sweep.float_run(
         network,
         params,
         photos=subject.photos if subject else 0,
         views=subject.count if subject else 0,
-        reference=reference,
+        reference=reference.photos if reference else None,
         about=about or ({"data": subject.data} if subject else {}),
     )
+    if not subject or not reference or reference.predictions is None:
+        return frame
+    labels = tuple(map(int, subject.labels))
+    pictures = Pictures(labels, subject.views, {}, (), {FLOAT: reference.predictions})
+    return dataclasses.replace(frame, pictures=pictures)
 
 
 def _measured(
     frame: Run, params: Any, cell: Cell, subject: Subject | None, watch: Progress | None
 ) -> Run | None:
     """The run of one cell; None if its target cannot be met."""
-    measure = functools.partial(subject.measure, progress=watch) if subject else None
+    seen: list[Predictions | None] = []
+
+    def measure(tree: Any) -> tuple[Metrics, Metrics]:
+        assert subject is not None
+        photos, views, predictions = subject.compare(tree, watch)
+        seen.append(predictions)
+        return photos, views
+
     method = cell[0]
     is_traced = isinstance(method, Method) and (method.match or method.mixed)
     wiring = subject.wiring if subject and is_traced else None
-    for result, layers in sweep.sweep(params, [cell], measure, wiring):
+    for result, layers in sweep.sweep(params, [cell], measure if subject else None, wiring):
         return dataclasses.replace(
             frame,
             weights=sum(layer.size for layer in layers),
@@ -119,8 +139,19 @@ def _measured(
             layers={result.key: layers},
             # The frame may be of a kept cell, measured on another machine.
             environment={**frame.environment, **sweep.environment()},
+            pictures=_with_answers(frame.pictures, result.key, seen[-1] if seen else None),
         )
     return None
+
+
+def _with_answers(
+    pictures: Pictures | None, key: str, predictions: Predictions | None
+) -> Pictures | None:
+    """The float network's answers and those of one other network."""
+    if pictures is None or predictions is None:
+        return None
+    known = {FLOAT: pictures.predictions[FLOAT], key: predictions}
+    return dataclasses.replace(pictures, predictions=known)
 
 
 def _joined(parts: Sequence[Run], order: Sequence[str], densities: tuple[LayerDensity, ...]) -> Run:
@@ -141,7 +172,22 @@ def _joined(parts: Sequence[Run], order: Sequence[str], densities: tuple[LayerDe
         layers=layers,
         densities=densities,
         environment=environment,
+        pictures=_joined_pictures([part.pictures for part in parts if part.pictures]),
     )
+
+
+def _joined_pictures(parts: Sequence[Pictures]) -> Pictures | None:
+    """The answers of all networks whose answers were recorded."""
+    if not parts:
+        return None
+    known = {key: found for part in parts for key, found in part.predictions.items()}
+    return dataclasses.replace(parts[0], predictions=known)
+
+
+def _histograms(params: Any, run: Run) -> dict[str, Histogram]:
+    """Of all tensors that a method quantized."""
+    paths = {layer.path for layers in run.layers.values() for layer in layers}
+    return {path: histogram(np.asarray(leaf)) for path, leaf in flatten(params)[0] if path in paths}
 
 
 def _densities(params: Any, chosen: Sequence[Cell], part: Run) -> Iterator[LayerDensity]:

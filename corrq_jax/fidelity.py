@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,12 +23,31 @@ from corrq_jax.data import (
     read_folder,
     tfds_source,
 )
+from corrq_jax.data.names import imagenet_names
+from corrq_jax.details import Predictions
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Batch, Metrics, Progress, logits, metrics_from_logits
 from corrq_jax.flax import Apply, functional
+from corrq_jax.metrics import of_each
 from corrq_jax.moments import Wiring, trace
 from corrq_jax.precision import DTYPES
 from corrq_jax.tree import dequantize
+
+MOST_RECORDED = 10_000  # pictures; of more than these the answers to each are not kept
+
+
+class Measured(NamedTuple):
+    """How a network does.
+
+    Attributes:
+        photos: on the centre view of each photo.
+        views: on all views, against the float network.
+        predictions: for each view; None where there are more than `MOST_RECORDED`.
+    """
+
+    photos: Metrics
+    views: Metrics
+    predictions: Predictions | None
 
 
 class _Outputs(NamedTuple):
@@ -50,6 +69,9 @@ class Subject:
         views: pictures that come from one photo; the first of each is its centre.
         data: what the pictures are, so that other pictures have another text.
         dtype: what the network computes in.
+        pixels: turns inputs of the network into pictures again, uint8[..., height, width, 3 or 1];
+            None where that is not known.
+        classes: the names of the classes in order; () where they are not known.
     """
 
     name: str
@@ -59,6 +81,8 @@ class Subject:
     views: int = 1
     data: str = ""
     dtype: str = "float32"
+    pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -83,7 +107,16 @@ class Subject:
         """
         return trace(self.apply, self.params, *expected_inputs(self.name))
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int32[count]: the class of each picture, -1 where it is not known."""
+        return self._reference().labels
+
     def measure(self, params: Any, progress: Progress | None = None) -> tuple[Metrics, Metrics]:
+        """The first two of `compare`."""
+        return self.compare(params, progress)[:2]
+
+    def compare(self, params: Any, progress: Progress | None = None) -> Measured:
         """Metrics on the centre view of each photo, and on all views against the float network.
 
         Args:
@@ -100,8 +133,11 @@ class Subject:
                 f"{self.data}: {len(found.labels)} pictures could be read, {len(reference.labels)} "
                 "before; keep the pictures as they are while they are used"
             )
-        centre = metrics_from_logits(found.logits[:: self.views], found.labels[:: self.views])
-        return centre, metrics_from_logits(found.logits, found.labels, reference.logits)
+        return Measured(
+            metrics_from_logits(found.logits[:: self.views], found.labels[:: self.views]),
+            metrics_from_logits(found.logits, found.labels, reference.logits),
+            _predictions(found.logits, reference.logits),
+        )
 
     def _reference(self, progress: Progress | None = None) -> _Outputs:
         """Of the float network, computed once."""
@@ -125,6 +161,21 @@ class Subject:
         dtype = None if self.dtype == "float32" else self.dtype
         rows = logits(self.apply, dequantize(params), read(), dtype=dtype, progress=progress)
         return _Outputs(rows, np.concatenate(labels))
+
+
+def _predictions(logits: np.ndarray, reference: np.ndarray) -> Predictions | None:
+    """The answers, a few digits each; None for too many pictures, or for answers that are NaN."""
+    if len(logits) > MOST_RECORDED:
+        return None
+    found = of_each(logits, reference)
+    if not np.isfinite(found.confidence).all():
+        return None
+    kl = found.kl if np.isfinite(found.kl).all() else found.kl[:0]
+    return Predictions(
+        classes=found.classes.tolist(),
+        kl=tuple(float(f"{value:.4g}") for value in kl),
+        confidence=tuple(round(float(value), 3) for value in found.confidence),
+    )
 
 
 def expected_inputs(name: str) -> tuple[jax.ShapeDtypeStruct, np.ndarray, np.ndarray]:
@@ -237,7 +288,11 @@ def subject(
     if not is_folder and not is_tfds:
         pictures = _photos(prepare, batch_size)  # before the network, since they may be missing
         apply, params = functional(models.load(name, weights))
-        return Subject(name, apply, params, pictures, 10, f"{PHOTOS}, 10 views each", dtype)
+        title = f"{PHOTOS}, 10 views each"
+        return Subject(
+            *(name, apply, params, pictures, 10, title, dtype, prepare.pixels),
+            classes=imagenet_names(),
+        )
     apply, params = functional(models.load(name, weights))
     classes = jax.eval_shape(apply, params, expected_inputs(name)[0]).shape[-1]
     if is_folder:
@@ -249,7 +304,8 @@ def subject(
     found = load(source, prepare, batch_size, limit=limit)
     if len(found.indices) < len(source):
         title += f", {len(found.indices)} of them"
-    return Subject(name, apply, params, _Kept(found), 1, title, dtype)
+    names = imagenet_names() if classes == len(imagenet_names()) else ()
+    return Subject(name, apply, params, _Kept(found), 1, title, dtype, prepare.pixels, names)
 
 
 def _photos(prepare: Preprocess, batch_size: int) -> list[Batch]:

@@ -153,6 +153,39 @@ def change_interval(lost: int, gained: int, count: int) -> tuple[float, float]:
     return max(-1.0, change - half), min(1.0, change + half)
 
 
+class Each(NamedTuple):
+    """What a network says of each picture.
+
+    Attributes:
+        classes: int32[count], the best class.
+        confidence: float32[count], its probability.
+        kl: float32[count], KL(softmax(reference) || softmax(logits)) in nats.
+    """
+
+    classes: np.ndarray
+    confidence: np.ndarray
+    kl: np.ndarray
+
+
+def of_each(logits: np.ndarray, reference: np.ndarray) -> Each:
+    """The answers behind `metrics_from_logits`, picture by picture.
+
+    Args:
+        logits: float[count, classes].
+        reference: float[count, classes].
+
+    >>> of_each(np.float32([[0, 0, 9]]), np.float32([[0, 0, 9]])).classes.tolist()
+    [2]
+    """
+    return Each(*map(np.asarray, _of_each(logits, reference)))
+
+
+@jax.jit
+def _of_each(logits: jax.Array, reference: jax.Array) -> tuple[jax.Array, ...]:
+    shares = jax.nn.softmax(logits.astype(jnp.float32))
+    return logits.argmax(1), shares.max(1), _kl(reference, logits)
+
+
 class _Comparison(NamedTuple):
     """Sums over the pictures of a batch, and moments of all its logits."""
 

@@ -9,63 +9,31 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 
+from corrq_jax.details import Histogram, LevelTable, Pictures, read_pictures, read_table
 from corrq_jax.errors import InputError
+from corrq_jax.fields import (
+    check_flag,
+    read_record,
+    read_records,
+    set_array,
+    set_float,
+    set_int,
+)
 
 _FORMAT = "corrq_jax.run"
-_VERSION = 2
-
-
-def _set_float(record: Any, name: str, *, optional: bool = False) -> None:
-    """Makes one field a finite Python float (numpy and JAX scalars included), or says why not."""
-    value = getattr(record, name)
-    if optional and value is None:
-        return
-    where = f"{type(record).__name__}.{name}"
-    allowed = "a finite number" + (", or None where it was not measured" if optional else "")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} is {value!r}; give {allowed}") from None
-    if not math.isfinite(number):
-        raise InputError(f"{where} is {number}; give {allowed}")
-    object.__setattr__(record, name, number)
-
-
-def _set_int(record: Any, name: str) -> None:
-    value = getattr(record, name)
-    try:
-        object.__setattr__(record, name, operator.index(value))
-    except TypeError:
-        where = f"{type(record).__name__}.{name}"
-        raise InputError(f"{where} is {value!r}; give a whole number") from None
-
-
-def _check_flag(record: Any, name: str) -> None:
-    value = getattr(record, name)
-    if not isinstance(value, bool):
-        raise InputError(f"{type(record).__name__}.{name} is {value!r}; give True or False")
-
-
-def _set_array(record: Any, name: str, dtype: type[np.generic]) -> None:
-    """Makes one field a read-only vector of `dtype`."""
-    where = f"{type(record).__name__}.{name}"
-    array = np.asarray(getattr(record, name))
-    if array.ndim != 1:
-        raise InputError(f"{where} has shape {array.shape}; give a vector")
-    if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
-        raise InputError(f"{where} has dtype {array.dtype}; give whole numbers")
-    array = array.astype(dtype)
-    if not np.isfinite(array).all():
-        raise InputError(f"{where} holds NaN or infinity; give finite numbers")
-    array.flags.writeable = False
-    object.__setattr__(record, name, array)
+_VERSION = 3
+# What version 2 did not have yet, by record.
+_NEW_OF_RESULTS = ("codes_nbytes", "levels_nbytes", "scales_nbytes", "rest_nbytes", "header_nbytes")
+_NEW_OF_LAYERS = ("noise", "codes_nbytes", "levels_nbytes", "scales_nbytes", "entropy", "table")
+# A list of numbers, each in a line of its own; a text in JSON has no line breaks.
+_NUMBERS = re.compile(r"\[\n *-?[0-9][-+.0-9e]*(?:,\n *-?[0-9][-+.0-9e]*)*\n *\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +65,12 @@ class Result:
         mixed: whether tensors have bits of their own.
         matched: whether moments were matched after quantization.
         peer: whether this is another library's quantizer (`corrq_jax.peers`).
+        codes_nbytes: of the file, bytes of codes, or of their streams and frequencies; like the
+            four below it is None where it is not known: for a peer, and in files of version 2.
+        levels_nbytes: bytes of tables of levels.
+        scales_nbytes: bytes of scales.
+        rest_nbytes: bytes of all tensors that are not quantized.
+        header_nbytes: bytes of the header.
     """
 
     method: str
@@ -118,16 +92,23 @@ class Result:
     mixed: bool = False
     matched: bool = False
     peer: bool = False
+    codes_nbytes: int | None = None
+    levels_nbytes: int | None = None
+    scales_nbytes: int | None = None
+    rest_nbytes: int | None = None
+    header_nbytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("mixed", "matched", "peer"):
-            _check_flag(self, name)
-        (_set_float if self.mixed else _set_int)(self, "bits")
-        _set_int(self, "file_nbytes")
+            check_flag(self, name)
+        (set_float if self.mixed else set_int)(self, "bits")
+        set_int(self, "file_nbytes")
         for name in ("bits_per_weight", "mean_correlation", "min_correlation"):
-            _set_float(self, name)
+            set_float(self, name)
         for name in ("top1", "top5", "agreement", "kl", "logit_correlation"):
-            _set_float(self, name, optional=True)
+            set_float(self, name, optional=True)
+        for name in _NEW_OF_RESULTS:
+            set_int(self, name, optional=True)
 
     @property
     def key(self) -> str:
@@ -152,6 +133,14 @@ class LayerResult:
         correlation: rho, or None for a constant tensor, where it is undefined.
         nbytes: its stored size in bytes, levels included.
         coding: 'packed' or 'entropy'.
+        noise: ``1 - rho**2``, the share of the variance that is lost: it keeps the digits that
+            rho loses close to 1. None with rho, and in files of version 2.
+        codes_nbytes: of `nbytes`, those of codes; the rest of the four is header. None like the
+            next two for a peer, and in files of version 2.
+        levels_nbytes: bytes of its levels.
+        scales_nbytes: bytes of its scales.
+        entropy: of the codes, in bits; None where it is not known.
+        table: the cells; None where they are not known, or too many to be drawn.
     """
 
     path: str
@@ -161,12 +150,28 @@ class LayerResult:
     correlation: float | None
     nbytes: int
     coding: str = "packed"
+    noise: float | None = None
+    codes_nbytes: int | None = None
+    levels_nbytes: int | None = None
+    scales_nbytes: int | None = None
+    entropy: float | None = None
+    table: LevelTable | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(operator.index(n) for n in self.shape))
         for name in ("size", "bits", "nbytes"):
-            _set_int(self, name)
-        _set_float(self, "correlation", optional=True)
+            set_int(self, name)
+        for name in ("correlation", "noise", "entropy"):
+            set_float(self, name, optional=True)
+        for name in ("codes_nbytes", "levels_nbytes", "scales_nbytes"):
+            set_int(self, name, optional=True)
+
+    @property
+    def lost(self) -> float | None:
+        """``1 - rho**2``, with as many digits as there are; None where rho is undefined."""
+        if self.noise is not None or self.correlation is None:
+            return self.noise
+        return (1 - self.correlation) * (1 + self.correlation)
 
     @property
     def bits_per_weight(self) -> float:
@@ -200,10 +205,10 @@ class LayerDensity:
 
     def __post_init__(self) -> None:
         for name in ("points", "boundaries", "levels"):
-            _set_array(self, name, np.float64)
-        _set_array(self, "counts", np.int64)
-        _set_int(self, "bits")
-        _set_float(self, "correlation")
+            set_array(self, name, np.float64)
+        set_array(self, "counts", np.int64)
+        set_int(self, "bits")
+        set_float(self, "correlation")
         self._check_density()
 
     def _check_density(self) -> None:
@@ -247,6 +252,8 @@ class Run:
         layers: the quantized tensors of some results, by `Result.key`: 'method @ bits'.
         densities: the densities to draw.
         environment: versions and hardware, by name ('jax', 'corrq_jax', 'hardware', ...).
+        histograms: of the float weights, by the tensor's path.
+        pictures: what the networks say of each picture; None where it was not recorded.
     """
 
     network: str
@@ -260,42 +267,55 @@ class Run:
     layers: Mapping[str, tuple[LayerResult, ...]]
     densities: tuple[LayerDensity, ...]
     environment: Mapping[str, str]
+    histograms: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
+    pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "float_nbytes", "photos", "views"):
-            _set_int(self, name)
+            set_int(self, name)
         for name in ("float_top1", "float_top5"):
-            _set_float(self, name, optional=True)
+            set_float(self, name, optional=True)
         for name in ("results", "densities"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         layers = {key: tuple(layers) for key, layers in self.layers.items()}
         object.__setattr__(self, "layers", layers)
         environment = {str(key): str(value) for key, value in self.environment.items()}
         object.__setattr__(self, "environment", environment)
+        object.__setattr__(self, "histograms", dict(self.histograms))
 
     def to_json(self) -> str:
         """The run as a JSON text; `from_json` gives back an equal run, to the last bit."""
         body = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)}
-        return json.dumps(body, default=_plain, allow_nan=False, ensure_ascii=False, indent=1)
+        text = json.dumps(body, default=_plain, allow_nan=False, ensure_ascii=False, indent=1)
+        return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, of this version or of version 2, which had less in it.
 
         Raises:
             InputError: the text is not JSON, not a run, of another version, or has missing or
                 unknown fields.
         """
         body = _run_body(text)
-        layers = body.get("layers")
-        if not isinstance(layers, dict) or not isinstance(body.get("environment"), dict):
-            raise InputError("a run's JSON has the objects 'layers' and 'environment'; one is not")
-        body["results"] = _records(Result, body.get("results"), "results")
-        body["densities"] = _records(LayerDensity, body.get("densities"), "densities")
+        objects = [body.get(name) for name in ("layers", "environment", "histograms")]
+        if not all(isinstance(value, dict) for value in objects):
+            raise InputError(
+                "a run's JSON has the objects 'layers', 'environment' and 'histograms'; one is not"
+            )
+        body["results"] = read_records(Result, body.get("results"), "results")
+        body["densities"] = read_records(LayerDensity, body.get("densities"), "densities")
         body["layers"] = {
-            key: _records(LayerResult, value, f"layers[{key!r}]") for key, value in layers.items()
+            key: read_records(LayerResult, _with_tables(value, where), where)
+            for key, value in body["layers"].items()
+            for where in [f"layers[{key!r}]"]
         }
-        return _record(cls, body, "run")
+        body["histograms"] = {
+            path: read_record(Histogram, value, f"histograms[{path!r}]")
+            for path, value in body["histograms"].items()
+        }
+        body["pictures"] = read_pictures(body.get("pictures"), "pictures")
+        return read_record(cls, body, "run")
 
     def to_csv(self) -> str:
         """`results` as CSV (RFC 4180, one header line); what was not measured is left empty."""
@@ -322,30 +342,39 @@ def _run_body(text: str) -> dict[str, Any]:
     if not isinstance(body, dict) or body.pop("format", None) != _FORMAT:
         raise InputError(f"not a run: no 'format': {_FORMAT!r}; give what Run.to_json wrote")
     version = body.pop("version", None)
+    if version == 2:
+        return _of_version_2(body)
     if version != _VERSION:
         raise InputError(
-            f"a run of version {version!r}; this corrq_jax reads version {_VERSION}: "
+            f"a run of version {version!r}; this corrq_jax reads versions 2 and {_VERSION}: "
             "use the release that wrote it"
         )
     return body
 
 
-def _records(kind: type, values: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(values, list):
-        raise InputError(f"{where} of a run's JSON is {type(values).__name__}; it has to be a list")
-    return tuple(_record(kind, value, f"{where}[{i}]") for i, value in enumerate(values))
+def _of_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """The run with None for what was not recorded then; what is no record stays, to be refused."""
+
+    def filled(records: Any, names: tuple[str, ...]) -> Any:
+        if not isinstance(records, list):
+            return records
+        new = dict.fromkeys(names)
+        return [{**new, **record} if isinstance(record, dict) else record for record in records]
+
+    layers = body.get("layers")
+    if isinstance(layers, dict):
+        body["layers"] = {key: filled(value, _NEW_OF_LAYERS) for key, value in layers.items()}
+    body["results"] = filled(body.get("results"), _NEW_OF_RESULTS)
+    return {"histograms": {}, "pictures": None, **body}
 
 
-def _record(kind: type, values: object, where: str) -> Any:
-    """One record, if `values` has exactly its fields."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    names = set(values) if isinstance(values, dict) else set()
-    if not isinstance(values, dict) or names != fields:
-        raise InputError(
-            f"{where} of a run's JSON lacks {sorted(fields - names)} and has unknown "
-            f"{sorted(names - fields)}; a {kind.__name__} has exactly {sorted(fields)}"
-        )
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where} of a run's JSON: {error}") from error
+def _with_tables(layers: Any, where: str) -> Any:
+    """Layers with their level tables read; what is no record stays, to be refused."""
+    if not isinstance(layers, list):
+        return layers
+    return [
+        {**layer, "table": read_table(layer["table"], f"{where}[{i}].table")}
+        if isinstance(layer, dict) and "table" in layer
+        else layer
+        for i, layer in enumerate(layers)
+    ]

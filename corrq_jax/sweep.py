@@ -14,9 +14,11 @@ import jax
 import numpy as np
 
 from corrq_jax import leaf as leaves
+from corrq_jax.anatomy import Anatomy, file_anatomy, tensor_anatomy
 from corrq_jax.core.fit import fit_batch
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Metrics
+from corrq_jax.histograms import entropy_of_codes, level_table
 from corrq_jax.methods import (
     METHODS,
     Cell,
@@ -30,9 +32,10 @@ from corrq_jax.methods import (
 from corrq_jax.moments import Wiring, match_moments
 from corrq_jax.paths import flatten
 from corrq_jax.peers import Peer, PeerRow, stored_bits
-from corrq_jax.report import Report
+from corrq_jax.report import Report, Row
 from corrq_jax.results import LayerDensity, LayerResult, Result, Run
 from corrq_jax.storage import save
+from corrq_jax.tensor import QuantizedTensor
 from corrq_jax.tree import quantize
 
 __all__ = [
@@ -100,6 +103,7 @@ class _Quantized(NamedTuple):
     layers: tuple[LayerResult, ...]
     bits_per_weight: float
     file_nbytes: int
+    anatomy: Anatomy | None = None
 
     @property
     def correlations(self) -> list[float]:
@@ -126,7 +130,8 @@ def _by_method(
     if method.match and wiring is not None:
         tree, _ = match_moments(wiring, params, tree)
     size = save(file, tree)
-    return _Quantized(tree, layer_results(report), report.bits_per_weight, size)
+    layers = layer_results(report, params, tree)
+    return _Quantized(tree, layers, report.bits_per_weight, size, file_anatomy(tree))
 
 
 def _by_peer(params: Any, peer: Peer, bits: int) -> _Quantized:
@@ -141,7 +146,7 @@ def _by_peer(params: Any, peer: Peer, bits: int) -> _Quantized:
 
 def _peer_layer(row: PeerRow, array: Any, bits: int) -> LayerResult:
     rho = math.sqrt(1 - row.noise)
-    return LayerResult(row.path, np.shape(array), row.size, bits, rho, row.nbytes)
+    return LayerResult(row.path, np.shape(array), row.size, bits, rho, row.nbytes, noise=row.noise)
 
 
 def _labels(method: Method | Peer) -> dict[str, Any]:
@@ -181,20 +186,41 @@ def _result(
         agreement=views.agreement if views else None,
         kl=_finite(views.kl) if views else None,
         logit_correlation=_finite(views.correlation) if views else None,
+        **(_bytes_of_file(made.anatomy) if made.anatomy else {}),
     )
+
+
+def _bytes_of_file(anatomy: Anatomy) -> dict[str, Any]:
+    return {f"{part}_nbytes": nbytes for part, nbytes in anatomy._asdict().items()}
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
 
 
-def layer_results(report: Report) -> tuple[LayerResult, ...]:
-    """The rows of a report as records."""
-    return tuple(
-        LayerResult(
-            row.path, row.shape, row.size, row.bits, row.correlation, row.nbytes, row.coding
-        )
-        for row in report
+def layer_results(report: Report, params: Any, tree: Any) -> tuple[LayerResult, ...]:
+    """The rows of a report as records, with what the tensors show of themselves.
+
+    Args:
+        report: of the quantization.
+        params: the float tree.
+        tree: its quantized form.
+    """
+    arrays, tensors = dict(flatten(params)[0]), dict(flatten(tree)[0])
+    return tuple(_layer(row, arrays[row.path], tensors[row.path]) for row in report)
+
+
+def _layer(row: Row, array: Any, tensor: QuantizedTensor) -> LayerResult:
+    codes, levels, scales = tensor_anatomy(tensor)
+    is_one = tensor.codes.ndim == 1  # and no stack
+    return LayerResult(
+        *(row.path, row.shape, row.size, row.bits, row.correlation, row.nbytes, row.coding),
+        noise=row.noise,
+        codes_nbytes=codes,
+        levels_nbytes=levels,
+        scales_nbytes=scales,
+        entropy=entropy_of_codes(tensor) if is_one else None,
+        table=level_table(np.asarray(array), tensor),
     )
 
 

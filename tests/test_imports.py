@@ -23,7 +23,9 @@ LAYERS = {
     "report": ("", ""),
     "entropy": ("errors", "numpy constriction"),
     "core": ("", "jax numpy"),
-    "results": ("errors", "numpy"),
+    "fields": ("errors", "numpy"),
+    "details": ("errors fields", "numpy"),
+    "results": ("details errors fields", "numpy"),
     "readers": ("errors atomic lazy", "numpy ml_dtypes h5py"),
     "models": ("cache errors readers", "jax numpy flax pooch requests tqdm"),
     "data": ("errors", "numpy PIL grain tensorflow_datasets"),
@@ -43,6 +45,8 @@ LAYERS = {
         "atomic core entropy errors layout lazy paths readers report tensor",
         "jax numpy",
     ),
+    "anatomy": ("layout tensor", ""),
+    "histograms": ("details tensor", "numpy"),
     "menu": ("config core entropy layout leaf memory rescale tensor", "jax numpy"),
     "budget": ("config errors knapsack menu report", "numpy"),
     "tree": (
@@ -66,15 +70,20 @@ LAYERS = {
     "html_figures": ("errors plots results", ""),
     "html_report": ("atomic errors html_figures paper plot_style results", "jinja2"),
     "flax": ("errors moments paths report tree", "jax flax"),
-    "fidelity": ("data errors evaluation flax models moments precision tree", "numpy jax"),
+    "fidelity": (
+        "data details errors evaluation flax metrics models moments precision tree",
+        "numpy jax",
+    ),
+    "illustrate": ("data details fidelity", "numpy"),
     "methods": ("config errors peers", ""),
     "sweep": (
-        "corrq_jax core errors evaluation leaf methods moments paths peers report results storage"
-        " tensor tree",
+        "anatomy corrq_jax core errors evaluation histograms leaf methods moments paths peers"
+        " report results storage tensor tree",
         "jax numpy",
     ),
     "experiment": (
-        "atomic errors evaluation fidelity methods paths results sweep",
+        "atomic details errors evaluation fidelity histograms illustrate methods paths results"
+        " sweep",
         "numpy",
     ),
     "cli": (

@@ -34,7 +34,7 @@ def test_json_keeps_every_bit_of_hard_floats_and_names():
 def test_json_says_its_format_and_version():
     body = json.loads(RUN.to_json())
     assert body["format"] == "corrq_jax.run"
-    assert body["version"] == 2
+    assert body["version"] == 3
     assert body["results"][0]["method"] == "linear"
     assert body["layers"]["linear + correlation @ 3"][0]["shape"] == [3, 3, 3, 32]
 
@@ -65,9 +65,9 @@ def change(path, value):
         ("{", "not JSON"),
         ("[1]", "no 'format'"),
         (change(["format"], "other"), "no 'format'"),
-        (change(["version"], 1), "version 1; this corrq_jax reads version 2"),
+        (change(["version"], 1), "version 1; this corrq_jax reads versions 2 and 3"),
         (change(["results"], {}), "results of a run's JSON is dict"),
-        (change(["layers"], []), "'layers' and 'environment'"),
+        (change(["layers"], []), "'layers', 'environment' and"),
         (change(["photos"], ...), r"run of a run's JSON lacks \['photos'\]"),
         (change(["extra"], 1), r"unknown \['extra'\]"),
         (change(["results", 3, "kl"], ...), r"results\[3\] of a run's JSON lacks \['kl'\]"),

@@ -122,8 +122,8 @@ class TestSweep:
     def test_results_are_those_of_quantize(self, params, chosen, measured):
         assert [(r.method, r.bits) for r, _ in measured] == [(m.name, b) for m, b in chosen]
         for (method, bits), (result, layers) in zip(chosen, measured, strict=True):
-            _, expected = corrq.quantize(params, config=method.config(bits))
-            assert layers == layer_results(expected)
+            tree, expected = corrq.quantize(params, config=method.config(bits))
+            assert layers == layer_results(expected, params, tree)
             assert result.mean_correlation == expected.mean_correlation
             assert result.min_correlation == expected.min_correlation
             assert result.bits_per_weight == expected.bits_per_weight
@@ -134,6 +134,21 @@ class TestSweep:
             file = tmp_path / "net.safetensors"
             corrq.save(file, corrq.quantize(params, config=method.config(bits))[0])
             assert result.file_nbytes == file.stat().st_size
+
+    def test_all_bytes_of_a_file_have_a_name(self, params, tmp_path):
+        chosen = cells(methods(["linear", "optimal, channel scales"]), [3])
+        for result, layers in sweep(params, chosen):
+            parts = ("codes", "levels", "scales", "rest", "header")
+            sizes = {part: getattr(result, f"{part}_nbytes") for part in parts}
+            assert sum(sizes.values()) == result.file_nbytes
+            assert sizes["rest"] == params["large"]["bias"].nbytes
+            for part in parts[:3]:
+                assert sizes[part] == sum(getattr(la, f"{part}_nbytes") for la in layers)
+            # 3 bits of 7200, 1200 and 180 weights, each filled up to a byte.
+            assert sizes["codes"] == 2700 + 450 + 68
+            assert sizes["levels"] == 4 * 8 * 3  # float32, 8 levels a tensor
+            is_scaled = result.granularity == "channel"
+            assert sizes["scales"] == (2 * (80 + 40 + 5) if is_scaled else 0)
 
     def test_leaves_no_file_behind(self, params, chosen, tmp_path, monkeypatch):
         monkeypatch.setattr(sweeping.tempfile, "tempdir", str(tmp_path))
@@ -206,7 +221,7 @@ class TestBeyondOneTable:
         assert method.coding in {layer.coding for layer in layers}
         options = {"config": method.config(3.5), "importance": wiring.importance}
         plain, report = corrq.quantize(params, **options)
-        assert layers == layer_results(report)
+        assert layers == layer_results(report, params, plain)
         assert result.file_nbytes == corrq.save(tmp_path / "q.safetensors", plain)
         matched, _ = match_moments(wiring, params, plain)
         assert changed(matched, seen[0]) == set()

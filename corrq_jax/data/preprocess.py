@@ -103,6 +103,13 @@ class Preprocess:
             pixels = pixels[..., ::-1]
         return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
+    def pixels(self, prepared: np.ndarray) -> np.ndarray:
+        """What `at` made, as a picture again: uint8[..., height, width, 3] red, green, blue."""
+        values = np.asarray(prepared, np.float64) * self.std + np.asarray(self.mean, np.float64)
+        if self.channels == "BGR":
+            values = values[..., ::-1]
+        return np.rint(values).clip(0, 255).astype(np.uint8)
+
     def expected_moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the results for photos like ImageNet's: float64[3] each."""
         order = slice(None, None, -1 if self.channels == "BGR" else 1)
