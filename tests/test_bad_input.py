@@ -47,8 +47,9 @@ def test_nan_and_infinity_are_errors_that_name_path_and_count(size, dtype):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, -1])
-def test_one_bad_weight_anywhere_is_found(value, at):
-    w = np.ones(LARGE, np.float32)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_one_bad_weight_anywhere_is_found(value, at, dtype):
+    w = np.ones(LARGE, jnp.dtype(dtype))
     w.flat[at] = value
     with pytest.raises(corrq.InputError, match=f"of {w.size} weights"):
         corrq.quantize({"kernel": jnp.asarray(w)})

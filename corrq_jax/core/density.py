@@ -57,7 +57,9 @@ class Normalization(NamedTuple):
 def extent(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Smallest and largest weight as float32 scalars; NaN in both if any weight is NaN."""
     w = w.astype(jnp.float32)
-    return w.min(), w.max()
+    # XLA's minimum of many weights on a CPU passes over NaN.
+    nan = jnp.isnan(w).any()
+    return jnp.where(nan, jnp.nan, w.min()), jnp.where(nan, jnp.nan, w.max())
 
 
 def normalization(lo: jax.Array, hi: jax.Array) -> Normalization:
