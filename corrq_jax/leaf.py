@@ -1,7 +1,8 @@
 """One leaf of a tree, read in pieces of a fixed size: its density, and its codes.
 
 The pieces are views of the leaf where it lies in host memory, so that nothing of the tensor's size
-is copied, and every tensor of every network runs through the same few compiled functions.
+is copied, and every tensor of every network runs through the same few compiled functions. On an
+accelerator a leaf is one piece (`corrq_jax.on_device`).
 
 A leaf may carry a scale for each of its rows (`corrq_jax.rescale`). It then reads as its weights
 divided by these scales.
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from corrq_jax import on_device
 from corrq_jax.core import coding
 from corrq_jax.core import density as core
 from corrq_jax.core.compiling import jit_search
@@ -41,6 +43,7 @@ _FEW = 1 << 12
 _extent = jax.jit(core.extent)
 _normalization = jax.jit(core.normalization)
 _accumulate = jax.jit(core.accumulate, donate_argnums=0)
+_binned = jax.jit(core.binned)
 _from_sorted = jit_search(core.from_sorted)
 _lookup_table = jit_search(coding.lookup_table)
 
@@ -141,7 +144,15 @@ class Leaf:
     @property
     def piece(self) -> int:
         """Weights in a piece."""
+        if self.is_whole:
+            return self.flat.size
         return core.SORTED_SIZE if self.flat.size <= core.SORTED_SIZE else core.CHUNK
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one piece, on an accelerator."""
+        as_it_is = self.factor == 1 and self.dtype != "float64"
+        return as_it_is and _is_whole(self.flat)
 
     @property
     def is_constant(self) -> bool:
@@ -182,6 +193,9 @@ class Leaf:
     def spread(self, values: np.ndarray) -> Iterator[Any]:
         """For each piece, the values [groups, channels] of the rows that its weights lie in."""
         assert self.scales is not None
+        if self.is_whole:
+            yield on_device.spread(values, self.scales.rows, self.flat.size)
+            return
         spread = Spread(self.scales.rows, values, self.piece)
         same = spread.period is not None and self.piece % spread.period == 0
         pattern = jnp.asarray(spread(0, self.piece)) if same else None
@@ -222,19 +236,24 @@ def read(path: str, array: Any) -> Leaf:
 
 
 def _flat(array: Any) -> Any:
+    if on_device.holds(array):
+        return array.reshape(-1)
     if isinstance(array, jax.Array):
-        on_host = all(device.platform == "cpu" for device in array.devices())
-        if not on_host or not array.is_fully_addressable:
-            return array.reshape(-1)
         array = np.asarray(array)
     array = np.ascontiguousarray(array).reshape(-1)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _is_whole(flat: Any) -> bool:
+    return not isinstance(flat, np.ndarray) and core.SORTED_SIZE < flat.size <= on_device.MOST
 
 
 def _slice(flat: Any, start: int, size: int) -> Any:
     if isinstance(flat, np.ndarray):
         return flat[start : start + size]
     size = min(size, flat.size - start)
+    if size == flat.size:
+        return flat
     return jax.lax.dynamic_slice_in_dim(flat, start, size)
 
 
@@ -248,6 +267,9 @@ def _pad(chunk: Any, size: int) -> Any:
 def _extremes(flat: Any) -> tuple[float, float]:
     if isinstance(flat, np.ndarray) and flat.dtype in (np.float32, np.float64):
         return float(flat.min()), float(flat.max())
+    if _is_whole(flat):
+        lo, hi = jax.device_get(on_device.extent(flat))
+        return float(lo), float(hi)
     starts = range(0, flat.size, core.CHUNK)
     parts = [_extent(_pad(_slice(flat, s, core.CHUNK), core.CHUNK)) for s in starts]
     lo, hi = np.array(jax.device_get(parts), np.float32).T
@@ -270,6 +292,16 @@ def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
     if leaf.piece == core.SORTED_SIZE:
         chunk, valid = _live(leaf)
         return _from_sorted(chunk, np.int32(valid), norm), norm
+    if leaf.is_whole:
+        counts = on_device.counts(leaf.flat, next(leaf.norms(norm)))
+    else:
+        counts = _counts_in_pieces(leaf, norm)
+    if leaf.scales is not None and leaf.scales.dead:
+        counts = _without_zeros(counts, norm, np.int32(leaf.scales.dead))
+    return _binned(counts), norm
+
+
+def _counts_in_pieces(leaf: Leaf, norm: core.Normalization) -> jax.Array:
     counts = core.empty_counts()
     for i, ((chunk, valid), to_x) in enumerate(
         zip(leaf.unscaled(), leaf.norms(norm), strict=False)
@@ -277,9 +309,7 @@ def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
         counts = _accumulate(counts, chunk, np.int32(valid), to_x)
         if i % _IN_FLIGHT == 0:
             counts.block_until_ready()
-    if leaf.scales is not None and leaf.scales.dead:
-        counts = _without_zeros(counts, norm, np.int32(leaf.scales.dead))
-    return core.binned(counts), norm
+    return counts
 
 
 def _live(leaf: Leaf) -> tuple[Any, int]:
@@ -300,6 +330,24 @@ def encode(
         InputError: a level is outside of what the leaf's dtype can hold.
     """
     boundaries = jnp.asarray(quantizer.boundaries)
+    if leaf.is_whole:
+        codes = on_device.codes(leaf.flat, next(leaf.norms(norm)), boundaries, bits)
+    else:
+        codes = _codes_in_pieces(leaf, norm, boundaries, bits)
+    if leaf.scales is None:
+        levels = levels_in_weight_units(leaf, norm, quantizer.values)
+        return _tensor(leaf, codes, levels, bits)
+    with np.errstate(over="ignore"):  # of a float64 level above the largest weight
+        levels = levels_in_weight_units(leaf, norm, quantizer.values)
+    limit = largest_level(leaf, float(leaf.scales.values.max()))
+    tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
+    scales = jax.device_put(leaf.scales.values)
+    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
+
+
+def _codes_in_pieces(
+    leaf: Leaf, norm: core.Normalization, boundaries: jax.Array, bits: int
+) -> np.ndarray:
     table, exact = _lookup_table(boundaries)
     by_table = leaf.piece > core.SORTED_SIZE and bool(exact)
     codes = empty_to_hand_over(coding.packed_size(leaf.flat.size, bits), np.uint8)
@@ -317,15 +365,7 @@ def encode(
     spare = -leaf.flat.size * bits % 8
     if spare:
         codes[-1] &= 0xFF >> spare  # the padding's codes: the stream ends in zeros
-    if leaf.scales is None:
-        levels = levels_in_weight_units(leaf, norm, quantizer.values)
-        return _tensor(leaf, codes, levels, bits)
-    with np.errstate(over="ignore"):  # of a float64 level above the largest weight
-        levels = levels_in_weight_units(leaf, norm, quantizer.values)
-    limit = largest_level(leaf, float(leaf.scales.values.max()))
-    tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
-    scales = jax.device_put(leaf.scales.values)
-    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
+    return codes
 
 
 def ahead(launched: Iterator[Any]) -> Iterator[Any]:
@@ -381,7 +421,9 @@ def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
     return _tensor(leaf, np.asarray(coding.pack(codes, bits)), values.astype(np.float64), bits)
 
 
-def _tensor(leaf: Leaf, codes: np.ndarray, levels: np.ndarray, bits: int) -> QuantizedTensor:
+def _tensor(
+    leaf: Leaf, codes: np.ndarray | jax.Array, levels: np.ndarray, bits: int
+) -> QuantizedTensor:
     if leaf.dtype == "float64":
         kept = levels
     else:

@@ -9,9 +9,10 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import entropy, layout
+from corrq_jax import entropy, layout, on_device
 from corrq_jax import leaf as leaves
 from corrq_jax.config import Config
 from corrq_jax.core import coding, ladder
@@ -75,7 +76,9 @@ def options(
         coded: whether they may be entropy-coded as well.
     """
     repeat = [min(i, len(batch) - 1) for i in range(BATCH)]
-    density = jax.device_put(_stacked(batch[i].density for i in repeat))
+    density = _stacked_densities([batch[i].density for i in repeat])
+    norms = jax.device_get([item.norm for item in batch])
+    batch = [item._replace(norm=norm) for item, norm in zip(batch, norms, strict=True)]
     found: list[list[Option]] = [[] for _ in batch]
     for bits, quantizers in _fitted(batch, repeat, density, config, widths):
         for some, item, quantizer in zip(found, batch, quantizers, strict=True):
@@ -85,7 +88,7 @@ def options(
             for quantizer, mass in quantizers:
                 bits = _bits(len(mass))
                 found[i].append(_option(batch[i], quantizer, bits, "entropy", mass))
-    occupied = np.count_nonzero(np.asarray(density.counts), axis=1)
+    occupied = _occupied(density.counts)
     for i, item in enumerate(batch):
         most = max(len(o.quantizer.values) for o in found[i] if o.quantizer is not None)
         exact = _exact(item, int(occupied[i]), most)
@@ -93,6 +96,13 @@ def options(
             found[i] = [o for o in found[i] if o.nbytes < exact.nbytes] + [exact]
     give_back()
     return found
+
+
+def _occupied(counts: jax.Array) -> np.ndarray:
+    """How many points of each density have weights."""
+    if on_device.holds(counts):
+        return np.asarray(jnp.count_nonzero(counts, axis=1))
+    return np.count_nonzero(np.asarray(counts), axis=1)
 
 
 def _fitted(batch, repeat, density, config: Config, widths):
@@ -106,12 +116,24 @@ def _fitted(batch, repeat, density, config: Config, widths):
     lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
     for bits in widths:
         found = fit_batch(density, lo, hi, norm, config.method(bits))
-        found = jax.tree.map(np.asarray, found)
+        found = jax.device_get(found)
         yield bits, [jax.tree.map(itemgetter(i), found) for i in range(len(batch))]
 
 
+def _stacked_densities(densities: Sequence[Density]) -> Density:
+    """A batch of densities: made where they are, on a CPU without a compilation."""
+    if any(on_device.holds(d.counts) for d in densities):
+        return _stacked_there(*densities)
+    return jax.device_put(_stacked(densities))
+
+
+@jax.jit
+def _stacked_there(*densities: Density) -> Density:
+    return jax.tree.map(lambda *a: jnp.stack(a), *densities)
+
+
 def _stacked(trees):
-    """One tree of arrays with a first axis; on the host, where nothing has to be compiled."""
+    """One tree of arrays with a first axis, on the host."""
     return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *trees)
 
 

@@ -37,7 +37,8 @@ LAYERS = {
     "paths": ("errors tensor", "jax"),
     "knapsack": ("", "numpy"),
     "granularity": ("errors tensor", "numpy"),
-    "leaf": ("core errors granularity tensor", "jax numpy"),
+    "on_device": ("core tensor", "jax numpy"),
+    "leaf": ("core errors granularity on_device tensor", "jax numpy"),
     "rescale": ("core granularity leaf tensor", "jax numpy"),
     "array": ("core config errors tensor", "jax"),
     "layout": ("entropy errors lazy paths report tensor", "jax numpy"),
@@ -47,7 +48,10 @@ LAYERS = {
     ),
     "anatomy": ("layout tensor", ""),
     "histograms": ("details tensor", "numpy"),
-    "menu": ("config core entropy layout leaf memory rescale tensor", "jax numpy"),
+    "menu": (
+        "config core entropy layout leaf memory on_device rescale tensor",
+        "jax numpy",
+    ),
     "budget": ("config errors knapsack menu report", "numpy"),
     "tree": (
         "budget config errors granularity layout leaf menu paths report rescale tensor",

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BINS = 1 << 16
+from corrq_jax.core.histogram import KEYS, histogram
+
+BINS = KEYS
 """Support points of a density: every float16."""
 CHUNK = 1 << 20
 """Weights in one step of the histogram: 4 MB of float32 stay in cache, and one shape compiles."""
@@ -143,7 +145,7 @@ def accumulate(counts: jax.Array, chunk: jax.Array, valid: jax.Array, norm: Norm
     which is cheaper than a mask over every weight.
     """
     x = norm.apply(chunk)
-    counts = counts.at[key(x)].add(1, mode="promise_in_bounds")
+    counts = counts + histogram(key(x))
     return counts.at[key(x[-1])].add(valid - chunk.size)
 
 
