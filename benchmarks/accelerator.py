@@ -59,8 +59,9 @@ def stages(tree: dict[str, jax.Array], weights: int) -> None:
     flat = {path: w.reshape(-1) for path, w in tree.items()}
     twice = jax.jit(lambda t: [jnp.sum(w + i) for i in range(2) for w in t.values()])
     report("two reads (sums)", lambda: twice(flat), weights)
-    extents = report("extents", lambda: [on_device.extent(w) for w in flat.values()], weights)
-    norms = [jax.jit(core.normalization)(*e) for e in extents]
+    arrays = list(tree.values())
+    ends = report("extents", lambda: on_device.extents(arrays), weights)
+    norms = [jax.jit(core.normalization)(lo, hi) for lo, hi in ends]
 
     def counted(way: Callable[[jax.Array], jax.Array]) -> Callable[[], list[jax.Array]]:
         one = jax.jit(lambda w, norm: way(core.key(norm.apply(w))))
@@ -71,7 +72,7 @@ def stages(tree: dict[str, jax.Array], weights: int) -> None:
         counts = report(f"densities, {way.__name__}", counted(way), weights, repeats=3)
     points = jnp.broadcast_to(jnp.asarray(core.BIN_POINTS), (len(counts), core.BINS))
     batch = core.Density(points, jnp.stack(counts))
-    lo, hi = (jnp.stack(a) for a in zip(*extents, strict=True))
+    lo, hi = ends.T
     norm = jax.tree.map(lambda *a: jnp.stack(a), *norms)
     for grid in ("optimal", "linear", "exponential"):
         method = fit.Method(grid, "correlation", "mean", BITS)
@@ -84,7 +85,7 @@ def stages(tree: dict[str, jax.Array], weights: int) -> None:
 
     def encoded() -> list[jax.Array]:
         each = zip(flat.values(), norms, boundaries, strict=True)
-        return [on_device.codes(w, n, b, BITS) for w, n, b in each]
+        return [on_device.codes(w, n, None, b, BITS) for w, n, b in each]
 
     report("codes, packed", encoded, weights)
 

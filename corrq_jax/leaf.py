@@ -10,10 +10,10 @@ divided by these scales.
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,6 @@ _FEW = 1 << 12
 _extent = jax.jit(core.extent)
 _normalization = jax.jit(core.normalization)
 _accumulate = jax.jit(core.accumulate, donate_argnums=0)
-_binned = jax.jit(core.binned)
 _from_sorted = jit_search(core.from_sorted)
 _lookup_table = jit_search(coding.lookup_table)
 
@@ -69,16 +68,6 @@ def _without_zeros(counts, norm, zeros):
     positive, negative = core.key(norm.apply(jnp.array([0.0, -0.0], jnp.float32)))
     taken = jnp.minimum(zeros, counts[positive])
     return counts.at[positive].add(-taken).at[negative].add(taken - zeros)
-
-
-class _RowNormalization(NamedTuple):
-    """A normalization of weights that are first divided by the scales of their rows."""
-
-    factors: Any
-    norm: core.Normalization
-
-    def apply(self, w: jax.Array) -> jax.Array:
-        return self.norm.apply(w.astype(jnp.float32) * self.factors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +108,8 @@ class Leaf:
     Attributes:
         path: where it is in the tree, for messages.
         array: the leaf as it came.
-        flat: its weights, one axis, a view where that is possible.
+        flat: its weights, one axis, a view where that is possible; on an accelerator, where that
+            would be a copy, the array as it came.
         factor: power of two that every piece is multiplied by on the host; 1 for all but float64
             and subnormal tensors.
         lo: smallest weight, times ``factor``; with ``scales``, smallest scaled weight.
@@ -155,6 +145,11 @@ class Leaf:
         return as_it_is and _is_whole(self.flat)
 
     @property
+    def factors(self) -> jax.Array | None:
+        """For each weight of a whole leaf what makes it a scaled weight; None without scales."""
+        return None if self.scales is None else next(self.spread(self.scales.factors))
+
+    @property
     def is_constant(self) -> bool:
         """Whether all weights are equal; with scales, all scaled weights but those of dead rows."""
         return self.lo == self.hi
@@ -184,6 +179,9 @@ class Leaf:
 
     def unscaled(self) -> Iterator[tuple[Any, int]]:
         """The pieces of the weights themselves, times ``factor``."""
+        if self.is_whole:
+            yield self.flat.reshape(-1), self.flat.size
+            return
         for start in range(0, self.flat.size, self.piece):
             chunk = _slice(self.flat, start, self.piece)
             if self.factor != 1 or self.dtype == "float64":
@@ -210,17 +208,31 @@ class Leaf:
             yield from repeat(norm)
             return
         for factors in self.spread(self.scales.factors):
-            yield _RowNormalization(factors, norm)
+            yield on_device.Scaled(factors, norm)
 
 
-def read(path: str, array: Any) -> Leaf:
+def extremes(arrays: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest weight of those tensors that lie on an accelerator, in one call."""
+    there = {path: a for path, a in arrays.items() if on_device.holds(a) and _is_whole(a)}
+    if not there:
+        return {}
+    found = np.asarray(on_device.extents(list(there.values())))
+    return {path: (float(lo), float(hi)) for path, (lo, hi) in zip(there, found, strict=True)}
+
+
+def read(path: str, array: Any, extremes: tuple[float, float] | None = None) -> Leaf:
     """Check a non-empty leaf of one of `DTYPES` and find its extremes.
+
+    Args:
+        path: where it is, for messages.
+        array: numpy or jax.
+        extremes: its smallest and largest weight, where that is known.
 
     Raises:
         InputError: a weight is NaN or infinite, or float64 weights do not fit float32 levels.
     """
     flat = _flat(array)
-    lo, hi = _extremes(flat)
+    lo, hi = extremes or _extremes(flat)
     if not np.isfinite([lo, hi]).all():
         raise InputError(_what_is_not_finite(path, array))
     largest = max(abs(lo), abs(hi))
@@ -237,7 +249,7 @@ def read(path: str, array: Any) -> Leaf:
 
 def _flat(array: Any) -> Any:
     if on_device.holds(array):
-        return array.reshape(-1)
+        return array if _is_whole(array) else array.reshape(-1)
     if isinstance(array, jax.Array):
         array = np.asarray(array)
     array = np.ascontiguousarray(array).reshape(-1)
@@ -252,9 +264,7 @@ def _slice(flat: Any, start: int, size: int) -> Any:
     if isinstance(flat, np.ndarray):
         return flat[start : start + size]
     size = min(size, flat.size - start)
-    if size == flat.size:
-        return flat
-    return jax.lax.dynamic_slice_in_dim(flat, start, size)
+    return jax.lax.dynamic_slice_in_dim(flat.reshape(-1), start, size)
 
 
 def _pad(chunk: Any, size: int) -> Any:
@@ -268,7 +278,7 @@ def _extremes(flat: Any) -> tuple[float, float]:
     if isinstance(flat, np.ndarray) and flat.dtype in (np.float32, np.float64):
         return float(flat.min()), float(flat.max())
     if _is_whole(flat):
-        lo, hi = jax.device_get(on_device.extent(flat))
+        lo, hi = np.asarray(on_device.extents([flat]))[0]
         return float(lo), float(hi)
     starts = range(0, flat.size, core.CHUNK)
     parts = [_extent(_pad(_slice(flat, s, core.CHUNK), core.CHUNK)) for s in starts]
@@ -288,17 +298,20 @@ def _what_is_not_finite(path: str, array: Any) -> str:
 
 def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
     """The density of a leaf, in one pass over its pieces."""
-    norm = _normalization(np.float32(leaf.lo), np.float32(leaf.hi))
-    if leaf.piece == core.SORTED_SIZE:
+    ends = np.float32(leaf.lo), np.float32(leaf.hi)
+    if leaf.is_whole:
+        density, norm = on_device.density(leaf.flat, *ends, leaf.factors)
+    elif leaf.piece == core.SORTED_SIZE:
+        norm = _normalization(*ends)
         chunk, valid = _live(leaf)
         return _from_sorted(chunk, np.int32(valid), norm), norm
-    if leaf.is_whole:
-        counts = on_device.counts(leaf.flat, next(leaf.norms(norm)))
     else:
-        counts = _counts_in_pieces(leaf, norm)
+        norm = _normalization(*ends)
+        density = core.binned(_counts_in_pieces(leaf, norm))
     if leaf.scales is not None and leaf.scales.dead:
-        counts = _without_zeros(counts, norm, np.int32(leaf.scales.dead))
-    return _binned(counts), norm
+        counts = _without_zeros(density.counts, norm, np.int32(leaf.scales.dead))
+        density = density._replace(counts=counts)
+    return density, norm
 
 
 def _counts_in_pieces(leaf: Leaf, norm: core.Normalization) -> jax.Array:
@@ -329,11 +342,11 @@ def encode(
     Raises:
         InputError: a level is outside of what the leaf's dtype can hold.
     """
-    boundaries = jnp.asarray(quantizer.boundaries)
     if leaf.is_whole:
-        codes = on_device.codes(leaf.flat, next(leaf.norms(norm)), boundaries, bits)
+        boundaries = np.asarray(quantizer.boundaries, np.float32)
+        codes = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, bits)
     else:
-        codes = _codes_in_pieces(leaf, norm, boundaries, bits)
+        codes = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
     if leaf.scales is None:
         levels = levels_in_weight_units(leaf, norm, quantizer.values)
         return _tensor(leaf, codes, levels, bits)

@@ -5,8 +5,9 @@ nothing of the tensor's size is made. An accelerator is fast enough for the call
 So each shape compiles here.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,40 +29,73 @@ def holds(array: Any) -> bool:
     return not (on_host and array.is_fully_addressable)
 
 
-extent = jax.jit(core.extent)
-"""`corrq_jax.core.density.extent` of a whole tensor."""
+@jax.jit
+def extents(arrays: Sequence[jax.Array]) -> jax.Array:
+    """float32[n, 2]: smallest and largest weight of each tensor; NaN if any of it is NaN."""
+    return jnp.stack([jnp.stack(core.extent(w)) for w in arrays])
+
+
+class Scaled(NamedTuple):
+    """A normalization of weights that are multiplied by factors first.
+
+    Attributes:
+        factors: one for each weight, float32; None for none.
+        norm: of the products.
+    """
+
+    factors: Any
+    norm: core.Normalization
+
+    def apply(self, w: jax.Array) -> jax.Array:
+        """Weights of any float dtype to normalized float32."""
+        return self.norm.apply(w if self.factors is None else w.astype(jnp.float32) * self.factors)
 
 
 @jax.jit
-def counts(flat: jax.Array, norm: Any) -> jax.Array:
-    """The histogram of a flat tensor, int32[BINS].
+def density(
+    w: jax.Array, lo: np.float32, hi: np.float32, factors: jax.Array | None
+) -> tuple[core.Density, core.Normalization]:
+    """The density of a tensor.
 
     Args:
-        flat: weights, more than `corrq_jax.core.density.SORTED_SIZE`.
-        norm: what has ``apply``, from weights to normalized units.
+        w: weights, more than `corrq_jax.core.density.SORTED_SIZE`.
+        lo: the smallest, times its factor.
+        hi: the largest, likewise.
+        factors: [w.size], what the weights are multiplied by; None for none.
     """
-    return core.accumulate(core.empty_counts(), flat, jnp.int32(flat.size), norm)
+    norm = core.normalization(lo, hi)
+    to_x = Scaled(factors, norm)
+    counts = core.accumulate(core.empty_counts(), w.reshape(-1), jnp.int32(w.size), to_x)
+    return core.binned(counts), norm
 
 
 @partial(jax.jit, static_argnames="bits")
-def codes(flat: jax.Array, norm: Any, boundaries: jax.Array, bits: int) -> jax.Array:
-    """Packed codes of a flat tensor, uint8[ceil(size * bits / 8)].
+def codes(
+    w: jax.Array,
+    norm: core.Normalization,
+    factors: jax.Array | None,
+    boundaries: np.ndarray,
+    bits: int,
+) -> jax.Array:
+    """Packed codes of a tensor, uint8[ceil(size * bits / 8)].
 
     Args:
-        flat: weights.
-        norm: what has ``apply``, from weights to normalized units.
+        w: weights.
+        norm: from weights, times their factors, to normalized units.
+        factors: as of `density`.
         boundaries: float32[levels - 1], ascending, in normalized units.
         bits: of a code.
     """
     table, exact = coding.lookup_table(boundaries)
+    to_x = Scaled(factors, norm)
 
     def by_table(w: jax.Array) -> jax.Array:
-        return coding.pack(coding.assign_by_table(norm.apply(w), table), bits)
+        return coding.pack(coding.assign_by_table(to_x.apply(w), table), bits)
 
     def by_search(w: jax.Array) -> jax.Array:
-        return coding.pack(coding.assign_by_search(norm.apply(w), boundaries), bits)
+        return coding.pack(coding.assign_by_search(to_x.apply(w), boundaries), bits)
 
-    return jax.lax.cond(exact, by_table, by_search, flat)
+    return jax.lax.cond(exact, by_table, by_search, w.reshape(-1))
 
 
 @partial(jax.jit, static_argnames=("rows", "size"))

@@ -235,9 +235,11 @@ def _check_importance(importance: Mapping[str, float] | None, all_paths: list[st
             raise InputError(f"importance of {path!r} is {value}; it has to be above 0")
 
 
-def _variants(path: str, array: Any, config: Config) -> list[leaves.Leaf]:
+def _variants(
+    path: str, array: Any, config: Config, extremes: tuple[float, float] | None = None
+) -> list[leaves.Leaf]:
     """A leaf in each granularity that it may have; none if it is constant."""
-    leaf = leaves.read(path, array)
+    leaf = leaves.read(path, array, extremes)
     if leaf.is_constant:
         return []
     coarse = "tensor" if config.granularity == "auto" else config.granularity
@@ -265,16 +267,17 @@ def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[m
             if not waiting[path]:
                 yield path, together.pop(path)
 
+    extremes = leaves.extremes(chosen)
     for path, array in chosen.items():
         widths = config.widths_of(path)
         assert widths is not None  # _choose took only such
         allowed = widths, config.may_be_coded(path)
-        variants = _variants(path, array, config)
+        variants = _variants(path, array, config, extremes.get(path))
         waiting[path] = len(variants)
         for variant in variants:
             batch = pending.setdefault(allowed, [])
             batch.append(menu.measure(variant))
-            if len(batch) == menu.BATCH:
+            if len(batch) == menu.batch_size(batch[0]):
                 yield from finish(*allowed)
     for allowed in list(pending):
         yield from finish(*allowed)
