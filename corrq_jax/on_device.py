@@ -53,7 +53,7 @@ class Scaled(NamedTuple):
 
 @jax.jit
 def density(
-    w: jax.Array, lo: np.float32, hi: np.float32, factors: jax.Array | None
+    w: jax.Array, lo: Any, hi: Any, factors: jax.Array | None
 ) -> tuple[core.Density, core.Normalization]:
     """The density of a tensor.
 
@@ -74,7 +74,7 @@ def codes(
     w: jax.Array,
     norm: core.Normalization,
     factors: jax.Array | None,
-    boundaries: np.ndarray,
+    boundaries: jax.Array | np.ndarray,
     bits: int,
 ) -> jax.Array:
     """Packed codes of a tensor, uint8[ceil(size * bits / 8)].
@@ -86,6 +86,7 @@ def codes(
         boundaries: float32[levels - 1], ascending, in normalized units.
         bits: of a code.
     """
+    boundaries = jnp.asarray(boundaries)
     table, exact = coding.lookup_table(boundaries)
     to_x = Scaled(factors, norm)
 

@@ -9,7 +9,7 @@ Tensors of at most `SORTED_SIZE` weights are too few for bins to be worth it: th
 sorted weights themselves, one point each, in the same `Density` shape.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +138,10 @@ def empty_counts() -> jax.Array:
     return jnp.zeros(BINS, jnp.int32)
 
 
-def accumulate(counts: jax.Array, chunk: jax.Array, valid: jax.Array, norm: Normalization):
+def accumulate(counts: jax.Array, chunk: jax.Array, valid: jax.Array, norm: Any) -> jax.Array:
     """Add the first ``valid`` weights of a flat chunk to int32[BINS] counts.
+
+    ``norm`` is a `Normalization`, or what else has its ``apply``.
 
     The rest of the chunk must repeat its last weight (padding); it is counted and taken back out,
     which is cheaper than a mask over every weight.
