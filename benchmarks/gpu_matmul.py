@@ -45,49 +45,45 @@ class Variant(NamedTuple):
 def _decode(x: jax.Array, codes: jax.Array, levels: jax.Array, bits: int) -> jax.Array:
     """The matrix is written to memory, then multiplied."""
     index = coding.unpack(codes, ROWS * COLUMNS, bits)
-    w = coding.decode(index, levels).reshape(ROWS, COLUMNS).astype(x.dtype)
+    w = coding.decode(index, levels).reshape(ROWS, COLUMNS)
     return jnp.dot(x, w, preferred_element_type=jnp.float32)
 
 
-def _fused(x, codes, levels, bits, *, depth: int, lookup: str) -> jax.Array:
-    return lookup_matmul.fused_partial_sums(x, codes, levels, bits, depth, lookup).sum(0)
-
-
-def _kernel(x, codes, levels, bits, *, blocks: Blocks, interpret: bool) -> jax.Array:
+def _kernel(x, codes, levels, bits, *, blocks: Blocks, dtype: Any, interpret: bool) -> jax.Array:
     if not lookup_matmul.fits(ROWS, COLUMNS, bits, blocks):
         raise ValueError(f"{blocks} do not fit")
-    batch = len(x)
-    if blocks.lookup == "dot":
-        x = jnp.pad(x, ((0, -batch % 16), (0, 0)))
-    sums = lookup_matmul.partial_sums(x, codes, levels, bits, blocks, interpret)
-    return sums.sum(0)[:batch]
+    levels = levels.astype(dtype)
+    return lookup_matmul.partial_sums(x, codes, levels, bits, blocks, interpret).sum(0)
 
 
 def variants(interpret: bool) -> Iterator[Variant]:
-    """All of them, the most promising first."""
+    """All of them."""
 
-    def kernel(name: str, bits=(2, 3, 4, 8), batches=(1,), **sizes: Any) -> Variant:
-        form = functools.partial(_kernel, blocks=Blocks(**sizes), interpret=interpret)
-        shape = "{rows}x{columns} depth {depth} unroll {unroll} warps {warps}"
-        return Variant(f"{name} {shape.format(**Blocks(**sizes)._asdict())}", form, bits, batches)
+    def kernel(dtype: Any, bits: tuple[int, ...], batches: tuple[int, ...], *sizes: Any) -> Variant:
+        blocks = Blocks(*sizes)
+        form = functools.partial(_kernel, blocks=blocks, dtype=dtype, interpret=interpret)
+        shape = "{rows}x{columns} depth {depth} unroll {unroll} warps {warps} ahead {ahead:d}"
+        name = f"{jnp.dtype(dtype).name} levels, {shape.format(**blocks._asdict())}"
+        return Variant(name, form, bits, batches)
 
-    yield kernel("gather", batches=(1, 2, 4))
-    yield kernel("gather", (2, 4, 8), rows=16, columns=128, depth=256, unroll=4)
-    yield kernel("gather", (4,), rows=8, columns=128, depth=256, unroll=4, batches=(1, 2, 4, 8))
-    yield kernel("gather", (4,), rows=16, columns=256, depth=256, unroll=2, warps=8)
-    yield kernel("gather", (3, 4), rows=16, columns=64, depth=512, unroll=2)
-    yield kernel("gather", (4,), rows=32, columns=64, depth=1024, unroll=2)
-    yield kernel("pair", (4,), rows=16, columns=128, depth=256, unroll=2, lookup="pair")
-    yield kernel("select", (2, 3), rows=16, columns=128, depth=256, unroll=2, lookup="select")
-    yield kernel("select", (4,), rows=8, columns=128, depth=256, unroll=2, lookup="select")
-    for depth, lookup in ((ROWS, "gather"), (256, "gather"), (256, "select")):
-        form = functools.partial(_fused, depth=depth, lookup=lookup)
-        bits = (2, 3, 4, 8) if lookup == "gather" else (2, 4)
-        yield Variant(f"fused by XLA, {lookup}, depth {depth}", form, bits)
-    for rows, columns in ((64, 64), (32, 128)):
-        sizes = {"rows": rows, "columns": columns, "depth": 512, "lookup": "dot"}
-        yield kernel("dot", (4, 8), batches=(1, 8, 16, 32), **sizes)
-    yield Variant("decoded, then multiplied", _decode, batches=(1, 16))
+    half, single = jnp.bfloat16, jnp.float32
+    yield Variant("decoded, then multiplied", _decode)
+    yield kernel(half, (4,), (1,), 16, 128, 512, 2, 4, False)
+    for ahead in (False, True):
+        yield kernel(half, (2,), (1,), 64, 32, 1024, 1, 8, ahead)
+        yield kernel(half, (3,), (1,), 32, 32, 1024, 1, 8, ahead)
+        yield kernel(half, (4,), (4, 8), 32, 32, 4096, 1, 16, ahead)
+        yield kernel(half, (4,), (2, 4), 64, 32, 4096, 1, 16, ahead)
+        yield kernel(single, (4,), (1,), 256, 32, 4096, 1, 16, ahead)
+        yield kernel(half, (4,), (1,), 64, 128, 1024, 1, 16, ahead)
+        yield kernel(half, (4,), (1,), 128, 32, 1024, 1, 8, ahead)
+        yield kernel(half, (4,), (1,), 128, 64, 2048, 1, 16, ahead)
+        yield kernel(half, (4,), (1, 2), 128, 32, 4096, 1, 16, ahead)
+        yield kernel(half, (4,), (1,), 256, 32, 4096, 1, 16, ahead)
+    yield kernel(half, (2, 3), (1,), 128, 16, 4096, 1, 16, True)
+    yield kernel(single, (8,), (1,), 128, 32, 4096, 1, 16, False)
+    yield kernel(half, (4,), (1, 2), 64, 32, 4096, 4, 16, False)
+    yield kernel(half, (4,), (1,), 128, 32, 4096, 2, 16, False)
 
 
 class Inputs(NamedTuple):
@@ -95,7 +91,7 @@ class Inputs(NamedTuple):
 
     Attributes:
         codes: packed codes of each matrix.
-        levels: their levels, float32 that are bfloat16 numbers.
+        levels: their levels in bfloat16.
     """
 
     codes: list[jax.Array]
@@ -106,8 +102,7 @@ def inputs(bits: int, seed: int) -> Inputs:
     keys = jax.random.split(jax.random.key(seed), MATRICES + 1)
     size = coding.packed_size(ROWS * COLUMNS, bits)
     codes = [jax.random.bits(key, (size,), jnp.uint8) for key in keys[1:]]
-    levels = jnp.sort(jax.random.normal(keys[0], (2**bits,), jnp.bfloat16))
-    return Inputs(codes, levels.astype(jnp.float32))
+    return Inputs(codes, jnp.sort(jax.random.normal(keys[0], (2**bits,), jnp.bfloat16)))
 
 
 def activations(batch: int) -> list[jax.Array]:
@@ -178,7 +173,7 @@ def run_width(bits: int, batches: list[int], base: dict[int, float], interpret: 
         tasks = [pool.submit(compile_one, v, bits, b, given, xs[b]) for v, b in jobs]
         programs = [task.result() for task in tasks]
     for (variant, batch), program in zip(jobs, programs, strict=True):
-        text = f"{shape}  batch {batch:3}  {variant.name:52}"
+        text = f"{shape}  batch {batch:3}  {variant.name:75}"
         if isinstance(program, str):
             print(f"{text}  {program}", flush=True)
             continue
@@ -200,8 +195,8 @@ def run_width(bits: int, batches: list[int], base: dict[int, float], interpret: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 2, 3, 8])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 3, 2, 4])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--small", action="store_true", help="a small matrix, to try the script")
     chosen = parser.parse_args()
     if chosen.small:
