@@ -9,6 +9,7 @@ import jax
 from corrq_jax.errors import InputError, require
 from corrq_jax.moments import Wiring, trace
 from corrq_jax.moments import match_moments as _match_moments
+from corrq_jax.packed import packed
 from corrq_jax.paths import flatten
 from corrq_jax.report import Report
 from corrq_jax.tree import dequantize as _dequantize_tree
@@ -68,7 +69,11 @@ class Apply:
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for these arguments; its changes of state are dropped."""
-        return self.module(params)(*args, **kwargs)
+
+        def call(params: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.module(params)(*args, **kwargs)
+
+        return packed(call)(params, *args, **kwargs)
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
@@ -124,7 +129,7 @@ class QuantizedModel:
     params: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns; under jit the kernels are decoded inside."""
+        """What the module returns; under jit each kernel is decoded in its layer."""
         return self.apply(self.params, *args, **kwargs)
 
     def tree_flatten(self) -> tuple[tuple[Any], Apply]:
@@ -169,8 +174,8 @@ def quantize(
 
     Returns:
         For a module a `QuantizedModel`, which is called like it; for Linen the same mapping with
-        `corrq_jax.QuantizedTensor` leaves, to be passed to `corrq_jax.dequantize` inside the jitted
-        step. And the report, whose ``matched`` says what was corrected.
+        `corrq_jax.QuantizedTensor` leaves, for `corrq_jax.packed` of ``model.apply`` inside jit.
+        And the report, whose ``matched`` says what was corrected.
 
     Raises:
         InputError: as for `corrq_jax.quantize`, or ``model`` is neither, or moments are to be

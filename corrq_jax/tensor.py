@@ -114,7 +114,7 @@ class QuantizedTensor:
         that no shape compiles anew; a float64 tensor is then a numpy array if jax has float64
         switched off.
         """
-        if isinstance(self.codes, Tracer) or isinstance(self.levels, Tracer):
+        if isinstance(self.codes, Tracer) or isinstance(self.levels, Tracer) or _staged():
             return self._traced()
         if self.codes.ndim > 1:
             return jnp.stack([self._at(i).dequantize() for i in range(self.codes.shape[0])])
@@ -170,6 +170,11 @@ class QuantizedTensor:
             f"QuantizedTensor(shape={self.shape}, dtype={self.dtype}, bits={self.bits}, "
             f"levels={jnp.shape(self.levels)[-1:]})"
         )
+
+
+def _staged() -> bool:
+    """Whether jit is tracing: then arrays that are constants to it are decoded inside, too."""
+    return isinstance(jnp.zeros(()), Tracer)
 
 
 def empty_to_hand_over(size: int, dtype: np.dtype | type) -> np.ndarray:
