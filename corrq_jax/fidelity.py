@@ -13,16 +13,21 @@ import numpy as np
 from corrq_jax import models
 from corrq_jax.data import (
     BATCH,
+    FASHION_CLASSES,
+    FASHION_MNIST,
     PHOTOS,
     Preprocess,
+    Source,
     all_views,
     batches,
     load,
     load_photos,
     preprocessing,
+    read_fashion_mnist,
     read_folder,
     tfds_source,
 )
+from corrq_jax.data.loading import WORKERS
 from corrq_jax.data.names import imagenet_names
 from corrq_jax.details import Predictions
 from corrq_jax.errors import InputError
@@ -103,7 +108,7 @@ class Subject:
     def wiring(self) -> Wiring:
         """How the float network's kernels hang together; read from the network, not the pictures.
 
-        Of its inputs it knows what photos are like on average.
+        Of its inputs it knows what such pictures are like on average.
         """
         return trace(self.apply, self.params, *expected_inputs(self.name))
 
@@ -185,12 +190,13 @@ def expected_inputs(name: str) -> tuple[jax.ShapeDtypeStruct, np.ndarray, np.nda
         name: a name in `corrq_jax.models`.
 
     Returns:
-        Shape and dtype, and float64[3] mean and variance of the channels, of photos on average.
+        Shape and dtype, and float64[channels] mean and variance, as they are on average.
     """
     info = models.info(name)
     size = info.resolution
     prepare = preprocessing(info.preprocessing, size)
-    return jax.ShapeDtypeStruct((1, size, size, 3), np.float32), *prepare.expected_moments()
+    shape = (1, size, size, prepare.depth)
+    return jax.ShapeDtypeStruct(shape, np.float32), *prepare.expected_moments()
 
 
 def _room() -> float:
@@ -234,10 +240,14 @@ class _Kept:
         self._batches = kept or None
 
 
+_PICTURES = {"imagenet": PHOTOS, "fashion_mnist": FASHION_MNIST}
+"""What a network is measured on by default, by what it was trained on."""
+
+
 def subject(
     name: str,
-    data: str | os.PathLike[str] = PHOTOS,
-    weights: Any = "imagenet",
+    data: str | os.PathLike[str] | None = None,
+    weights: Any = None,
     *,
     labels: str | os.PathLike[str] | None = None,
     split: str | None = None,
@@ -251,13 +261,14 @@ def subject(
 
     Args:
         name: a name in `corrq_jax.models`.
-        data: "photos" for the 24 installed photos in 10 views each; a folder, as for
-            `corrq_jax.data.read_folder`; or a data set of TFDS, as for
-            `corrq_jax.data.tfds_source`.
+        data: "photos" for the 24 installed photos in 10 views each; "fashion_mnist", as for
+            `corrq_jax.data.read_fashion_mnist`; a folder, as for `corrq_jax.data.read_folder`; or a
+            data set of TFDS, as for `corrq_jax.data.tfds_source`. None for "fashion_mnist" if the
+            network was trained on it, or else "photos".
         weights: as for `corrq_jax.models.load`.
         labels: the labels of a folder without class folders.
-        split: of a TFDS data set.
-        data_dir: where TFDS keeps its data.
+        split: of Fashion-MNIST or a TFDS data set.
+        data_dir: where Fashion-MNIST's files are, or where TFDS keeps its data.
         download: let TFDS prepare a data set that is not there.
         limit: use so many pictures at most, spread evenly over the data set.
         batch_size: pictures at a time.
@@ -265,47 +276,57 @@ def subject(
 
     Raises:
         InputError: there is no such network or data set, or an option does not fit.
-        FileFormatError: the weights or the labels cannot be read.
+        FileFormatError: the weights, the labels or the pictures cannot be read.
         MissingDependencyError: a package is not installed.
     """
     info = models.info(name)
+    data = _PICTURES[info.dataset] if data is None else data
     prepare = preprocessing(info.preprocessing, info.resolution)
-    is_folder = pathlib.Path(data).is_dir()
-    is_tfds = not is_folder and str(data) != PHOTOS
+    kind = _kind(data)
     # What can be told at once is told before the network is loaded, or fetched.
-    _check_options(
-        data,
-        {"labels": (labels, is_folder), "limit": (limit, is_folder or is_tfds)}
-        | {"split": (split, is_tfds), "data_dir": (data_dir, is_tfds)}
-        | {"download": (download or None, is_tfds)},
-    )
-    if is_tfds and (pathlib.Path(data).is_absolute() or str(data).startswith(".")):
+    if kind in _PICTURES.values() and kind != _PICTURES[info.dataset]:
+        raise InputError(f"{data} does not have the classes of {name}, those of {info.dataset}")
+    options = {"labels": labels, "split": split, "data_dir": data_dir, "limit": limit}
+    _check_options(data, kind, options | {"download": download or None})
+    if kind == "tfds" and (pathlib.Path(data).is_absolute() or str(data).startswith(".")):
         raise InputError(f"there is no folder {data}")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
-    if not is_folder and not is_tfds:
-        pictures = _photos(prepare, batch_size)  # before the network, since they may be missing
-        apply, params = functional(models.load(name, weights))
-        title = f"{PHOTOS}, 10 views each"
-        return Subject(
-            *(name, apply, params, pictures, 10, title, dtype, prepare.pixels),
-            classes=imagenet_names(),
-        )
+    # Before the network, since they may be missing.
+    photos = _photos(prepare, batch_size) if kind == PHOTOS else None
+    fashion = read_fashion_mnist(split or "test", data_dir) if kind == FASHION_MNIST else None
     apply, params = functional(models.load(name, weights))
+    if photos is not None:
+        title = f"{PHOTOS}, 10 views each"
+        shown = (prepare.pixels, imagenet_names())
+        return Subject(name, apply, params, photos, 10, title, dtype, *shown)
     classes = jax.eval_shape(apply, params, expected_inputs(name)[0]).shape[-1]
-    if is_folder:
+    source: Source
+    if fashion is not None:
+        source = fashion
+    elif kind == "folder":
         source = read_folder(data, labels, classes=classes)
-        title = f"{pathlib.Path(data).resolve().name}, {source.identity}"
     else:
         source = _tfds(str(data), split, data_dir, classes, download)
-        title = source.identity
-    found = load(source, prepare, batch_size, limit=limit)
+    title = source.identity
+    if kind == "folder":
+        title = f"{pathlib.Path(data).resolve().name}, {title}"
+    # Small pictures in memory are decoded at once, without the threads that need grain.
+    workers = 0 if kind == FASHION_MNIST else WORKERS
+    found = load(source, prepare, batch_size, limit=limit, workers=workers)
     if len(found.indices) < len(source):
         title += f", {len(found.indices)} of them"
-    names = imagenet_names() if classes == len(imagenet_names()) else ()
+    names = {"imagenet": imagenet_names(), "fashion_mnist": FASHION_CLASSES}[info.dataset]
+    names = names if classes == len(names) else ()
     return Subject(name, apply, params, _Kept(found), 1, title, dtype, prepare.pixels, names)
+
+
+def _kind(data: str | os.PathLike[str]) -> str:
+    if pathlib.Path(data).is_dir():
+        return "folder"
+    return str(data) if str(data) in _PICTURES.values() else "tfds"
 
 
 def _photos(prepare: Preprocess, batch_size: int) -> list[Batch]:
@@ -313,13 +334,22 @@ def _photos(prepare: Preprocess, batch_size: int) -> list[Batch]:
     return list(batches(images, labels, min(batch_size, len(images))))
 
 
-def _check_options(data: Any, options: Mapping[str, tuple[Any, bool]]) -> None:
-    """Options are for some kinds of data; (value, whether it is for this kind) by name."""
-    unfit = [name for name, (value, is_for) in options.items() if value is not None and not is_for]
-    if unfit:
+_OPTIONS = {
+    "folder": {"labels", "limit"},
+    PHOTOS: set(),
+    FASHION_MNIST: {"split", "data_dir", "limit"},
+    "tfds": {"split", "data_dir", "download", "limit"},
+}
+
+
+def _check_options(data: Any, kind: str, options: Mapping[str, Any]) -> None:
+    """Options are for some kinds of data only."""
+    given = [name for name, value in options.items() if value is not None]
+    if unfit := [name for name in given if name not in _OPTIONS[kind]]:
         raise InputError(
-            f"{', '.join(unfit)} cannot be used with {data}: labels are for a folder, split, "
-            "data_dir and download for a data set of TFDS, limit for both"
+            f"{', '.join(unfit)} cannot be used with {data}: labels are for a folder, download for "
+            "a data set of TFDS, split and data_dir for one and for fashion_mnist, limit for all "
+            "but photos"
         )
 
 

@@ -30,7 +30,10 @@ from corrq_jax.fields import (
 _FORMAT = "corrq_jax.run"
 _VERSION = 3
 # What version 2 did not have yet, by record.
-_NEW_OF_RESULTS = ("codes_nbytes", "levels_nbytes", "scales_nbytes", "rest_nbytes", "header_nbytes")
+_NEW_OF_RESULTS = (
+    *("codes_nbytes", "levels_nbytes", "scales_nbytes", "rest_nbytes", "header_nbytes"),
+    *("lost", "gained"),
+)
 _NEW_OF_LAYERS = ("noise", "codes_nbytes", "levels_nbytes", "scales_nbytes", "entropy", "table")
 # A list of numbers, each in a line of its own; a text in JSON has no line breaks.
 _NUMBERS = re.compile(r"\[\n *-?[0-9][-+.0-9e]*(?:,\n *-?[0-9][-+.0-9e]*)*\n *\]")
@@ -71,6 +74,9 @@ class Result:
         scales_nbytes: bytes of scales.
         rest_nbytes: bytes of all tensors that are not quantized.
         header_nbytes: bytes of the header.
+        lost: views whose label only the float network finds; None where labels are not known, and
+            in files of version 2. `corrq_jax.evaluation.change_interval` takes it and the next.
+        gained: views whose label only the quantized network finds.
     """
 
     method: str
@@ -97,6 +103,8 @@ class Result:
     scales_nbytes: int | None = None
     rest_nbytes: int | None = None
     header_nbytes: int | None = None
+    lost: int | None = None
+    gained: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("mixed", "matched", "peer"):

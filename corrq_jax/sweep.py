@@ -186,6 +186,8 @@ def _result(
         agreement=views.agreement if views else None,
         kl=_finite(views.kl) if views else None,
         logit_correlation=_finite(views.correlation) if views else None,
+        lost=views.lost if views else None,
+        gained=views.gained if views else None,
         **(_bytes_of_file(made.anatomy) if made.anatomy else {}),
     )
 

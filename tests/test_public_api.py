@@ -19,7 +19,7 @@ PUBLIC = {
         share_interval""",
     "corrq_jax.flax": "Apply QuantizedModel dequantize functional quantize",
     "corrq_jax.methods": "Method cells methods peer_cells short_cells without_wiring",
-    "corrq_jax.models": "ModelInfo create imagenet_weights info load names",
+    "corrq_jax.models": "ModelInfo create info load names trained_weights",
     "corrq_jax.moments": "Matched Site Wiring match_moments trace",
     "corrq_jax.peers": """
         CHANNEL PEERS TENSOR Groups Layout Peer PeerRow absmax half_quadratic kmeans min_max

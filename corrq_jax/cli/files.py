@@ -145,8 +145,8 @@ def quantize(
     print(f"{out}: {size:,} bytes, the correlation of each tensor recorded in it")
 
 
-def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, str] | None:
-    """Its name, and "imagenet" or the file of its weights; None for a file of any weights.
+def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, str | None] | None:
+    """Its name, and the file of its weights or None; None for a file of any weights.
 
     Raises:
         InputError: there is no network `model`.
@@ -157,7 +157,7 @@ def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, 
         models.info(model)
         return model, str(source)
     if not source.exists() and str(source) in models.names():
-        return str(source), "imagenet"
+        return str(source), None
     return None
 
 
@@ -169,7 +169,7 @@ def _quantized_tree(tree: Any, config: "Config") -> "tuple[Any, Report]":
 
 
 def _quantized_network(
-    name: str, weights: str, config: "Config", match: bool
+    name: str, weights: str | None, config: "Config", match: bool
 ) -> "tuple[Any, Report]":
     import corrq_jax.flax
     from corrq_jax import models

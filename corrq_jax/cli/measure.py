@@ -13,7 +13,7 @@ import typer
 
 from corrq_jax.cli.files import AsJson, Input, known_network, read_tree
 from corrq_jax.cli.show import errors, output, progress, results_table, table
-from corrq_jax.data import BATCH, PHOTOS
+from corrq_jax.data import BATCH
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ Methods = Annotated[
 ]
 Report = Annotated[pathlib.Path, typer.Option("-o", "--output", help="The folder to write.")]
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Pictures: a folder with a folder for each class, a data set of TFDS, or photos: the "
-        "24 that are installed."
+        help="Pictures: a folder with a folder for each class, a data set of TFDS, fashion_mnist, "
+        "or photos: the 24 that are installed. By default what the network is for."
     ),
 ]
 Weights = Annotated[
-    str, typer.Option(help="The network's float weights: a file, or imagenet for published ones.")
+    str | None, typer.Option(help="A file with the network's float weights; trained ones if not.")
 ]
 Labels = Annotated[
     pathlib.Path | None, typer.Option(help="Labels of pictures that are not in class folders.")
 ]
-Split = Annotated[str | None, typer.Option(help="The split of a TFDS data set.")]
-DataDir = Annotated[pathlib.Path | None, typer.Option(help="Where TFDS has its data.")]
+Split = Annotated[str | None, typer.Option(help="The split of fashion_mnist or a TFDS set.")]
+DataDir = Annotated[pathlib.Path | None, typer.Option(help="Where the data set's files are.")]
 Download = Annotated[
     bool, typer.Option("--download", help="Let TFDS prepare a data set that is not there.")
 ]
@@ -112,7 +112,7 @@ def sweep(
     model: Annotated[
         str | None, typer.Option(help="The known network whose weights the file holds.")
     ] = None,
-    data: Data = PHOTOS,
+    data: Data = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods and bit widths on a file of weights, or on a known network and pictures.
@@ -133,7 +133,7 @@ def sweep(
         name, weights = network
         found = subject(name, data, weights)
         run = compared(name, found.params, cells, found)
-    elif data != PHOTOS:
+    elif data is not None:
         raise InputError(f"--data needs a known network for {source}: --model, one of {_names()}")
     else:
         run = compared(source.name, read_tree(source), cells)
@@ -151,8 +151,8 @@ def evaluate(
         typer.Argument(metavar="[FILE]", help="A quantized file; the float network if left out."),
     ] = None,
     model: Annotated[str, typer.Option(help="The network that the file holds.")] = _MODEL,
-    weights: Weights = "imagenet",
-    data: Data = PHOTOS,
+    weights: Weights = None,
+    data: Data = None,
     labels: Labels = None,
     split: Split = None,
     data_dir: DataDir = None,

@@ -60,7 +60,7 @@ def reproduce(
     ] = None,
     bits: Bits = "8-2",
     method: Methods = None,
-    weights: Weights = "imagenet",
+    weights: Weights = None,
     labels: Labels = None,
     split: Split = None,
     data_dir: DataDir = None,
@@ -84,7 +84,7 @@ def reproduce(
     names = model or list(_MODELS)
     for name in names:
         models.info(name)  # a wrong name is told before any work
-    if weights != "imagenet" and len(names) > 1:
+    if weights is not None and len(names) > 1:
         raise InputError("--weights is for one network; name it with --model")
     cells = cells_of(bits, sweeping.methods(method) if method else sweeping.METHODS)
     check_folder(out)

@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from corrq_jax.evaluation import change_interval
 from corrq_jax.paper import Comparison
 from corrq_jax.results import Result, Run
 
@@ -71,11 +72,12 @@ def results_table(run: Run) -> Table:
     measured = run.views > 0
     columns = ["method", "bits", "bits/weight", "file", "mean rho", "min rho"]
     if measured:
-        columns += [f"top-1 of {run.photos}", "top-5", f"agreement of {run.views}", "KL"]
-    rows = [[*_sizes(r), *(_fidelity(r) if measured else [])] for r in run.results]
+        columns += [f"top-1 of {run.photos}", "change, 95 %", "top-5"]
+        columns += [f"agreement of {run.views}", "KL"]
+    rows = [[*_sizes(r), *(_fidelity(r, run) if measured else [])] for r in run.results]
     first = ["float", "32", "32.000", megabytes(run.float_nbytes), "1", "1"]
     if measured:
-        first += [_percent(run.float_top1), _percent(run.float_top5), "100.0 %", "0"]
+        first += [_percent(run.float_top1), "", _percent(run.float_top5), "100.0 %", "0"]
     title = f"{run.network}: {run.weights:,} quantized weights"
     if any(r.peer for r in run.results):
         title += "\n(peer): another library's quantizer, its size without a header"
@@ -93,9 +95,17 @@ def _sizes(r: Result) -> list[str]:
     ]
 
 
-def _fidelity(r: Result) -> list[str]:
+def _fidelity(r: Result, run: Run) -> list[str]:
     kl = "-" if r.kl is None else f"{r.kl:.3f}"
-    return [_percent(r.top1), _percent(r.top5), _percent(r.agreement), kl]
+    return [_percent(r.top1), _change(r, run), _percent(r.top5), _percent(r.agreement), kl]
+
+
+def _change(r: Result, run: Run) -> str:
+    """The interval of the change of top-1 in percent; views of one photo tell nothing of it."""
+    if r.lost is None or r.gained is None or run.views != run.photos:
+        return ""
+    low, high = change_interval(r.lost, r.gained, run.views)
+    return f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
 def published_table(

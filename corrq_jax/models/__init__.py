@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from flax import nnx
 
-__all__ = ["ModelInfo", "create", "imagenet_weights", "info", "load", "names"]
+__all__ = ["ModelInfo", "create", "info", "load", "names", "trained_weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,13 @@ class ModelInfo:
     Attributes:
         name: the name in this registry.
         resolution: height and width of its pictures, in pixels.
-        classes: number of logits of the ImageNet weights; other weights may have another.
+        classes: number of logits of the trained weights; other weights may have another.
         preprocessing: name of its preprocessing in `corrq_jax.data.preprocess`.
         module: the module that builds it, with `create(name, classes, *, rngs)`; beside it, under
             the same name plus `_weights`, another that says where its weights are in a file.
-        layout: whose names and layouts its weights have, "keras" or "torch".
-        imagenet: where its ImageNet weights come from: "package", "download" or "" for nowhere.
+        layout: whose names and layouts its weights have, "keras", "torch" or, for its own, "flax".
+        trained: where its trained weights come from: "package", "download" or "" for nowhere.
+        dataset: what they were trained on, "imagenet" or "fashion_mnist"; its classes are theirs.
     """
 
     name: str
@@ -40,14 +41,21 @@ class ModelInfo:
     preprocessing: str
     module: str
     layout: str
-    imagenet: str = ""
+    trained: str = ""
+    dataset: str = "imagenet"
 
 
 def _entry(
-    name: str, resolution: int, preprocessing: str, module: str, layout: str, imagenet: str = ""
+    name: str, resolution: int, preprocessing: str, module: str, layout: str, trained: str = ""
 ) -> ModelInfo:
     path = f"corrq_jax.models.{module}"
-    return ModelInfo(name, resolution, 1000, preprocessing, path, layout, imagenet)
+    return ModelInfo(name, resolution, 1000, preprocessing, path, layout, trained)
+
+
+_FASHION_RESNET = ModelInfo(
+    *("fashion_resnet", 28, 10, "fashion_mnist", "corrq_jax.models.fashion_resnet", "flax"),
+    dataset="fashion_mnist",
+)
 
 
 _MODELS = {
@@ -73,6 +81,7 @@ _MODELS = {
             )
             for index, resolution in enumerate((224, 240, 260, 280, 300))
         ),
+        _FASHION_RESNET,
     ]
 }
 
@@ -101,8 +110,8 @@ def create(name: str, *, rngs: nnx.Rngs | None = None) -> Any:
         rngs: source of the weights; by default `nnx.Rngs(0)`.
 
     Returns:
-        An `nnx.Module` that maps images float32[batch, height, width, 3] to logits
-        float32[batch, classes].
+        An `nnx.Module` that maps images float32[batch, height, width, 3], or [..., 1] if they are
+        grey, to logits float32[batch, classes].
 
     Raises:
         InputError: there is no network of this name.
@@ -114,21 +123,24 @@ def create(name: str, *, rngs: nnx.Rngs | None = None) -> Any:
     return _import(module).create(name, info(name).classes, rngs=rngs)
 
 
-def load(name: str, weights: str | os.PathLike[str] | Mapping[str, np.ndarray] = "imagenet") -> Any:
+def load(
+    name: str, weights: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None
+) -> Any:
     """Builds a network with trained weights.
 
     Args:
         name: one of `names()`.
-        weights: "imagenet" for those from an installed package, or those that keras.io publishes,
-            which are fetched once and kept; or a file. Files of the networks of keras.applications
-            are '.h5', '.weights.h5' or '.keras'; of the others any that `corrq_jax.readers` reads,
-            with PyTorch's names, and such arrays by name will do, too.
+        weights: None for the trained ones, from an installed package, or as keras.io publishes
+            them, which are fetched once and kept; or a file. Files of the networks of
+            keras.applications are '.h5', '.weights.h5' or '.keras'; of the others any that
+            `corrq_jax.readers` reads, with PyTorch's names (of "fashion_resnet" with the network's
+            own, such as "stem/conv/kernel"), and such arrays by name will do, too.
 
     Returns:
         The network as from `create`, in float32, with as many classes as the weights have.
 
     Raises:
-        InputError: there is no such network, no ImageNet weights are known, or the weights do not
+        InputError: there is no such network, no trained weights are known, or the weights do not
             fit; every missing, unknown or misshapen array is listed.
         FileFormatError: the file cannot be read.
         MissingDependencyError: Flax, a library that reads the file, or the package with the
@@ -138,22 +150,22 @@ def load(name: str, weights: str | os.PathLike[str] | Mapping[str, np.ndarray] =
     entry = info(name)
     if isinstance(weights, Mapping):
         return _from_arrays(entry, weights)
-    path = imagenet_weights(name) if weights == "imagenet" else pathlib.Path(weights)
+    path = trained_weights(name) if weights is None else pathlib.Path(weights)
     # Imported here so that arrays in memory can be loaded without the libraries for files.
     from corrq_jax.readers import read_weights
     from corrq_jax.readers.keras_layers import read_keras_layers
 
     _check_suffix(entry, path)
     try:
-        if entry.layout == "torch":
+        if entry.layout != "keras":
             return _from_arrays(entry, read_weights(path))
         return _from_keras(entry, read_keras_layers(path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def imagenet_weights(name: str) -> pathlib.Path:
-    """The file with the ImageNet weights of a network, fetched if it is not at hand.
+def trained_weights(name: str) -> pathlib.Path:
+    """The file with the trained weights of a network, fetched if it is not at hand.
 
     Raises:
         InputError: none are known.
@@ -161,16 +173,16 @@ def imagenet_weights(name: str) -> pathlib.Path:
         OSError: they cannot be fetched; the message says what to put where.
     """
     entry = info(name)
-    if entry.imagenet == "package":
+    if entry.trained == "package":
         return _import(f"{entry.module}_weights").installed_weights(name)
-    if entry.imagenet == "download":
+    if entry.trained == "download":
         from corrq_jax.models.fetch import fetch
         from corrq_jax.models.published import PUBLISHED
 
         return fetch(PUBLISHED[name])
-    known = ", ".join(n for n, e in _MODELS.items() if e.imagenet)
+    known = ", ".join(n for n, e in _MODELS.items() if e.trained)
     raise InputError(
-        f"no ImageNet weights of {name} are known; give `weights`, a file (known: {known})"
+        f"no trained weights of {name} are known; give `weights`, a file (known: {known})"
     )
 
 
@@ -183,6 +195,8 @@ def _check_suffix(entry: ModelInfo, path: pathlib.Path) -> None:
 
 
 def _from_arrays(entry: ModelInfo, arrays: Mapping[str, np.ndarray]) -> Any:
+    if entry.layout == "flax":
+        return _import("corrq_jax.models.filling").fill_own(entry.name, _builder(entry), arrays)
     if entry.layout != "torch":
         raise InputError(
             f"the weights of {entry.name} come from Keras's files, whose names alone do not tell "

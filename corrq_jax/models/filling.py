@@ -69,8 +69,11 @@ def fill(
     filled: dict[Path, jax.Array] = {}
     found = []
     for path in sorted(wanted.keys() | sources.keys()):
-        if path not in wanted or path not in sources:
+        if path not in sources:
             found.append(f"no array corresponds to {'.'.join(path)}")
+            continue
+        if path not in wanted:
+            found.append(f"unknown: {sources[path].name}")
             continue
         problem, array = _convert(sources[path], wanted[path])
         if problem:
@@ -86,6 +89,24 @@ def fill(
     nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(filled))
     _check_filled(state, wanted)
     return nnx.merge(graph, state)
+
+
+def fill_own(
+    title: str, build: Callable[[int], ModuleT], arrays: Mapping[str, np.ndarray]
+) -> ModuleT:
+    """Builds a network from arrays under its own paths, such as "stem/conv/kernel".
+
+    Args:
+        title: the network's name, for messages.
+        build: makes the network with a number of classes, which are those of the classifier.
+        arrays: all that the network has, and no other.
+
+    Raises:
+        InputError: as `fill`.
+    """
+    classes = vector_length(arrays.get("classifier/bias"))
+    sources = {tuple(name.split("/")): Source(name, array) for name, array in arrays.items()}
+    return fill(title, lambda: build(classes), sources)
 
 
 def _leaves(state: nnx.State) -> dict[Path, Any]:

@@ -35,6 +35,17 @@ def test_channels_in_reverse():
     np.testing.assert_array_equal(found, np.broadcast_to(np.float32([42, 10, 2]), (4, 4, 3)))
 
 
+def test_grey():
+    pixels = np.arange(56, dtype=np.uint8).reshape(7, 8)[:, :7]
+    prepare = data.Preprocess(7, 1.0, 10.0, 2.0, channels="L", typical=((20.0,), (4.0,)))
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels).convert("RGB")):
+        np.testing.assert_array_equal(prepare(image), (np.float32(pixels)[..., None] - 10) / 2)
+    mean, variance = prepare.expected_moments()
+    assert (mean.tolist(), variance.tolist()) == ([5.0], [4.0])
+    with pytest.raises(InputError, match=r"typical is .*; twice 1 values are needed"):
+        data.Preprocess(7, 1.0, 10.0, 2.0, channels="L")
+
+
 def test_bicubic_differs_from_nearest():
     image = gradient(64, 64).rotate(30)
     bicubic, nearest = (

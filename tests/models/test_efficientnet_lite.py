@@ -191,7 +191,8 @@ def test_registry():
     lite = [name for name in models.names() if name.startswith("efficientnet_lite")]
     assert lite == list(PUBLISHED)
     assert [models.info(n).resolution for n in lite] == [224, 240, 260, 280, 300]
-    assert {models.info(n).classes for n in models.names()} == {1000}
+    classes = {(models.info(n).dataset, models.info(n).classes) for n in models.names()}
+    assert classes == {("imagenet", 1000), ("fashion_mnist", 10)}
     with pytest.raises(InputError, match="choose one of: vgg16, "):
         models.create("resnet")
     with pytest.raises(InputError, match="efficientnet_lite3 are known; give `weights`"):
