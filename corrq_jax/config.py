@@ -9,15 +9,14 @@ from operator import index
 from typing import Any
 
 from corrq_jax.core.fit import Method
+from corrq_jax.core.grids import GRIDS
 from corrq_jax.errors import InputError
 
 _FITS = ("correlation", "range")
 _LEVELS = ("mean", "grid")
 
-# What each grid allows, its default first.
-_ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
-    "linear": {"fit": _FITS, "levels": _LEVELS},
-    "exponential": {"fit": _FITS, "levels": _LEVELS},
+# What grids without parameters allow; those of `GRIDS` allow everything.
+_WITHOUT_PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "optimal": {"fit": ("correlation",), "levels": ("mean",)},
     "nf4": {"fit": ("range",), "levels": ("grid",)},
 }
@@ -49,6 +48,11 @@ def _bytes(value: Any) -> Any:
     if found is None or found[2].lower() not in _UNITS:
         raise InputError(f"max_bytes={value!r}: give a number of bytes, or text such as '4MB'")
     return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _allowed() -> dict[str, dict[str, tuple[str, ...]]]:
+    """What each grid allows, its default first."""
+    return {grid: {"fit": _FITS, "levels": _LEVELS} for grid in GRIDS} | _WITHOUT_PARAMETERS
 
 
 def _where(pattern: str | None) -> str:
@@ -111,10 +115,11 @@ class Config:
     min_correlation: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.grid, str) or self.grid not in _ALLOWED:
-            raise InputError(f"grid={self.grid!r}: choose one of {', '.join(map(repr, _ALLOWED))}")
+        known = _allowed()
+        if not isinstance(self.grid, str) or self.grid not in known:
+            raise InputError(f"grid={self.grid!r}: choose one of {', '.join(map(repr, known))}")
         for name in ("fit", "levels"):
-            allowed = _ALLOWED[self.grid][name]
+            allowed = known[self.grid][name]
             value = getattr(self, name)
             if value is None:
                 object.__setattr__(self, name, allowed[0])

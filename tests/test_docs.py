@@ -1,6 +1,7 @@
 """Every code block of the documents runs, in the page's order, in one folder and namespace a page.
 
-Python blocks run as they are. In blocks of `sh` each command of `corrq` runs; after a comment
+Python blocks run as they are; one that begins with the name of a file, `# NAME.py`, is written to
+it, for a later block to import. In blocks of `sh` each command of `corrq` runs; after a comment
 `<!-- checked, not run: WHY -->` it is only parsed: its options exist and take these values. The
 extras that pip installs, and the scripts that python runs, exist.
 """
@@ -15,7 +16,9 @@ import pytest
 import typer
 from test_public_api import PUBLIC
 
+from corrq_jax import models
 from corrq_jax.cli.app import app
+from corrq_jax.core.grids import GRIDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -30,6 +33,16 @@ LANGUAGES = {"python", "sh", "json", "text"}  # the last two show what is writte
 every_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix()
 )
+
+
+@pytest.fixture
+def registries():
+    """Pages may add grids and networks; they are gone afterwards."""
+    kept = [(registry, dict(registry)) for registry in (GRIDS, models._MODELS)]
+    yield
+    for registry, entries in kept:
+        registry.clear()
+        registry.update(entries)
 
 
 def commands(block):
@@ -88,6 +101,7 @@ def check(words, run, only_parse):
 
 
 @every_document
+@pytest.mark.usefixtures("registries")
 def test_code_blocks_run(document, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # pages may write modules
@@ -95,7 +109,9 @@ def test_code_blocks_run(document, run, tmp_path, monkeypatch):
     for found in BLOCK.finditer(document.read_text()):
         marked, language, text = found.groups()
         line = document.read_text()[: found.start(3)].count("\n")
-        if language == "python":
+        if language == "python" and (name := re.match(r"# (\w+\.py)\n", text)):
+            pathlib.Path(name[1]).write_text(text)
+        elif language == "python":
             code = compile("\n" * line + text, str(document), "exec")
             exec(code, namespace)
         elif language == "sh":

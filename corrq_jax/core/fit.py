@@ -18,7 +18,7 @@ class Method(NamedTuple):
     """Which quantizer to fit; hashable, a static argument. `corrq_jax.Config` validates it.
 
     Attributes:
-        grid: "linear", "exponential", "optimal" or "nf4".
+        grid: "optimal", "nf4" or one of `corrq_jax.core.grids.GRIDS`.
         fit: "correlation" or "range".
         levels: "mean" (cell means) or "grid" (values on the grid).
         bits: 1 to 8.
@@ -68,28 +68,22 @@ def span_of(
 
 def _range_boundaries(method: Method, m: corr.Moments, span: grids.Span, count: int):
     """Boundaries and values of the plain baselines, whose range is that of the weights."""
-    if method.grid == "linear":
-        steps = jnp.arange(count + 1) / count
-        edges = span.lo + (span.hi - span.lo) * steps
-        return edges[1:-1], grids.midpoints(edges)
-    largest = jnp.maximum(span.hi - span.origin, span.origin - span.lo)
     if method.grid == "nf4":
-        values = jnp.asarray(grids.NF4) * largest + span.origin
+        values = jnp.asarray(grids.NF4) * grids.largest_magnitude(span) + span.origin
         return grids.midpoints(values), values
-
-    def values_at(u):
-        return grids.magnitudes(largest, grids.place_ratio(u, count), count) + span.origin
+    grid = grids.GRIDS[method.grid]
+    if not grid.plain_is_fitted:
+        return grid.plain(0.0, span, count)
 
     def noise(u):
-        values = values_at(u)
-        c = corr.cells(m.sums, corr.bin_edges(m, grids.midpoints(values)))
+        boundaries, values = grid.plain(u, span, count)
+        c = corr.cells(m.sums, corr.bin_edges(m, boundaries))
         if method.levels == "grid":
             return corr.noise_of_values(m, c, values)
         return corr.noise_of_means(m, c)
 
     candidates = jnp.linspace(0, 1, 2048)
-    values = values_at(candidates[argmin(jax.vmap(noise)(candidates))])
-    return grids.midpoints(values), values
+    return grid.plain(candidates[argmin(jax.vmap(noise)(candidates))], span, count)
 
 
 def _maximized(method: Method, m: corr.Moments, span: grids.Span, plain):

@@ -5,7 +5,7 @@ cell boundaries and on-grid values. The search for the largest correlation sees 
 that it serves every grid. Everything is in normalized units; `Span.origin` is where weight zero
 lies in them.
 
-A new two-parameter grid is one `Grid` and one entry in `GRIDS`.
+A new two-parameter grid is one `Grid` and one entry in `GRIDS` (docs/extend/grid.md).
 """
 
 from collections.abc import Callable
@@ -49,6 +49,9 @@ class Grid(NamedTuple):
         locate: ``(position, span) -> u1``, the inverse of ``place``: the coordinate that puts the
             outermost boundary at a position.
         ordered: whether both coordinates are positions, of which only ``u1 < u2`` makes sense.
+        plain: ``(u, span, levels) -> (boundaries, values)`` of the plain baseline, whose range is
+            that of the weights; ``u`` in [0, 1] is what the range leaves open, if anything.
+        plain_is_fitted: whether it leaves something open: ``u`` is then chosen by correlation.
     """
 
     place: Callable
@@ -56,6 +59,8 @@ class Grid(NamedTuple):
     values: Callable
     locate: Callable
     ordered: bool
+    plain: Callable
+    plain_is_fitted: bool
 
 
 def level_count(bits: int, zero: bool = False) -> int:
@@ -116,16 +121,22 @@ def linear_values(first, last, span: Span, levels: int):
     return first + step * (jnp.arange(levels, dtype=first.dtype) - 0.5)
 
 
+def plain_linear(u, span: Span, levels: int):
+    """Equal intervals from the smallest weight to the largest, values in their middles."""
+    del u
+    edges = span.lo + (span.hi - span.lo) * (jnp.arange(levels + 1) / levels)
+    return edges[1:-1], midpoints(edges)
+
+
 def place_exponential(u1, u2, span: Span, levels: int):
     """Coordinates to the outermost boundary t and the ratio q of neighbouring magnitudes."""
-    reach = jnp.maximum(span.hi - span.origin, span.origin - span.lo)
-    return _stretch(u1, reach, span.magnitude), place_ratio(u2, levels)
+    return _stretch(u1, largest_magnitude(span), span.magnitude), place_ratio(u2, levels)
 
 
 def locate_exponential(position, span: Span):
     """The coordinate of the outermost boundary: the inverse of `place_exponential`."""
-    reach = jnp.maximum(span.hi - span.origin, span.origin - span.lo)
-    return _unstretch(jnp.abs(position - span.origin), reach, span.magnitude)
+    distance = jnp.abs(position - span.origin)
+    return _unstretch(distance, largest_magnitude(span), span.magnitude)
 
 
 def place_ratio(u, levels: int):
@@ -158,6 +169,18 @@ def exponential_values(t, q, span: Span, levels: int):
     return magnitudes(2 * t / (1 + q), q, levels) + span.origin
 
 
+def plain_exponential(u, span: Span, levels: int):
+    """``+-s q**i`` with s the largest magnitude; u is the ratio's coordinate."""
+    largest = largest_magnitude(span)
+    values = magnitudes(largest, place_ratio(u, levels), levels) + span.origin
+    return midpoints(values), values
+
+
+def largest_magnitude(span: Span):
+    """The largest distance of a weight from zero."""
+    return jnp.maximum(span.hi - span.origin, span.origin - span.lo)
+
+
 def magnitudes(s, q, levels: int):
     """``+-s q**i``, ascending, and 0 in the middle if the number of levels is odd."""
     positive = s * _powers(q, levels // 2)
@@ -170,9 +193,23 @@ def _powers(q, count: int):
 
 
 GRIDS = {
-    "linear": Grid(place_linear, linear_boundaries, linear_values, locate_linear, True),
+    "linear": Grid(
+        place=place_linear,
+        boundaries=linear_boundaries,
+        values=linear_values,
+        locate=locate_linear,
+        ordered=True,
+        plain=plain_linear,
+        plain_is_fitted=False,
+    ),
     "exponential": Grid(
-        place_exponential, exponential_boundaries, exponential_values, locate_exponential, False
+        place=place_exponential,
+        boundaries=exponential_boundaries,
+        values=exponential_values,
+        locate=locate_exponential,
+        ordered=False,
+        plain=plain_exponential,
+        plain_is_fitted=True,
     ),
 }
 
