@@ -9,6 +9,7 @@ extras that pip installs, and the scripts that python runs, exist.
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 
@@ -149,3 +150,13 @@ def test_the_api_pages_are_of_the_public_modules():
     pages = (ROOT / "docs" / "api").glob("*.md")
     text = "\n".join(page.read_text() for page in pages)
     assert sorted(re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)) == sorted(PUBLIC)
+
+
+def test_the_figures_are_those_that_are_drawn(tmp_path):
+    figures = ROOT / "docs" / "figures"
+    command = [sys.executable, str(figures / "make.py"), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name for path in figures.glob("*.svg")}
+    pages = "".join(page.read_text() for page in DOCUMENTS)
+    assert all(f"(figures/{name})" in pages for name in drawn)
