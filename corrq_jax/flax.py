@@ -34,6 +34,11 @@ class Apply:
     Two modules of one architecture give equal functions, so that a jitted evaluation step compiles
     once for all of them. Parameters are a plain nested dictionary; those that are quantized are
     decoded inside, so that under jit only packed codes stay in memory.
+
+    Attributes:
+        graphdef: the module without its variables.
+        treedef: the structure of its state.
+        leaves: what has to be known of each variable, in the structure's order.
     """
 
     graphdef: Any

@@ -112,7 +112,18 @@ def without_wiring(chosen: Iterable[Method]) -> tuple[Method, ...]:
 
 
 def cells(chosen: Iterable[Method], bits: Iterable[float]) -> list[Cell]:
-    """Every method at every bit width that it has, most bits first."""
+    """Every method at every bit width that it has, most bits first.
+
+    Args:
+        chosen: the methods.
+        bits: the widths, in any order.
+
+    Returns:
+        The cells, method by method.
+
+    >>> [bits for _, bits in cells(methods(["nf4", "optimal"]), (3, 4))]
+    [4, 4, 3]
+    """
     order = sorted(set(bits), reverse=True)
     return [(method, b) for method in chosen for b in order if method.has(b)]
 

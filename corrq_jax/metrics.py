@@ -103,6 +103,9 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
         right: 0 to `count`.
         count: at least 1.
 
+    Returns:
+        The lower and the upper end, between 0 and 1.
+
     Raises:
         InputError: a number is out of range.
 
@@ -135,6 +138,9 @@ def change_interval(lost: int, gained: int, count: int) -> tuple[float, float]:
         lost: pictures that were right and are wrong now.
         gained: pictures that were wrong and are right now.
         count: all pictures.
+
+    Returns:
+        The lower and the upper end, between -1 and 1.
 
     Raises:
         InputError: a number is out of range.

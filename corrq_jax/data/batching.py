@@ -34,7 +34,18 @@ def batches(
 def example_batches(
     examples: Iterable[tuple[np.ndarray, int]], batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Groups (image, label) pairs, such as an image folder's, as `batches` does."""
+    """Groups (image, label) pairs, such as an image folder's, as `batches` does.
+
+    Args:
+        examples: images of equal shapes, each with its label.
+        batch_size: at least 1.
+
+    Returns:
+        Images, int32 labels and a mask of each batch; the last one is filled up.
+
+    Raises:
+        InputError: the size is below 1 or, when that image comes, it has another shape.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     return _grouped(iter(examples), batch_size)

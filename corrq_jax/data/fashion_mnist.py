@@ -77,6 +77,9 @@ def read_fashion_mnist(
             package `dataset-fashion-mnist` puts them or, if they are not there, for TFDS's
             `fashion_mnist`, if that has been prepared.
 
+    Returns:
+        The pictures and their labels.
+
     Raises:
         InputError: there is no such split, or the pictures are not found; the message says how to
             get them.

@@ -78,6 +78,10 @@ def views(photo: Photo, preprocess: Preprocess) -> np.ndarray:
 def all_views(photos: Sequence[Photo], preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     """The views of several photos with their labels.
 
+    Args:
+        photos: at least one.
+        preprocess: the network's preprocessing.
+
     Returns:
         float32[10 photos, size, size, 3] and int32[10 photos], photo by photo.
     """

@@ -199,6 +199,13 @@ _BY_NAME = {
 def preprocessing(name: str, size: int) -> Preprocess:
     """The preprocessing called `name` (as in a network's metadata) at a resolution.
 
+    Args:
+        name: "caffe", "tf" or "torch", as Keras calls its modes, or another of this module.
+        size: height and width in pixels.
+
+    Returns:
+        The preprocessing, for pictures of any size.
+
     Raises:
         InputError: there is no preprocessing of this name.
 

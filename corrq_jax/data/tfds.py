@@ -73,6 +73,9 @@ def tfds_source(
         download: let TFDS download and prepare the data set if it is not there yet. This alone
             needs TensorFlow.
 
+    Returns:
+        The split as a source of pictures.
+
     Raises:
         InputError: there is no such data set or split, it is not prepared, or its labels are not
             the network's.

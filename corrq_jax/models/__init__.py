@@ -96,6 +96,9 @@ def info(name: str) -> ModelInfo:
 
     Raises:
         InputError: there is no network of this name.
+
+    >>> info("xception").resolution
+    299
     """
     if name not in _MODELS:
         raise InputError(f"there is no network {name!r}; choose one of: {', '.join(_MODELS)}")

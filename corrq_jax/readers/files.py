@@ -110,6 +110,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         FileFormatError: the file is empty, damaged, of an unknown format, or holds something
             that is not an array of numbers.
         MissingDependencyError: the format's library is not installed.
+
+    >>> import tempfile
+    >>> path = f"{tempfile.mkdtemp()}/net.npz"
+    >>> np.savez(path, kernel=np.ones((2, 3), np.float32))
+    >>> {name: array.shape for name, array in read_weights(path).items()}
+    {'kernel': (2, 3)}
     """
     with open_weights(path) as arrays:
         return {name: array.load() for name, array in arrays.items()}
