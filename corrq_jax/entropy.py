@@ -13,6 +13,8 @@ the coder, 32 bits each, as little-endian bytes without the zero bytes at the en
 fewer than two codes occur.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from corrq_jax.errors import InputError, require
@@ -21,7 +23,8 @@ LIMITS = {np.dtype(np.uint8): 2**8 - 1, np.dtype(np.uint16): 2**16 - 1, np.dtype
 """Dtypes of a table of frequencies, and the largest frequency: the model has 24 bits anyway."""
 
 _PRECISION = 24
-_CHUNK = 1 << 18  # constriction takes and gives int32: no more than this many at a time.
+PIECE = 1 << 18
+"""Codes at a time: constriction takes and gives int32."""
 
 
 def encode(codes: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,10 +53,10 @@ def encode(codes: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"codes are {codes.dtype}{codes.shape}; they have to be flat uint8")
     if not 1 <= levels <= 256:
         raise InputError(f"levels is {levels}; it has to be 1 to 256")
-    starts = range(0, codes.size, _CHUNK)
+    starts = range(0, codes.size, PIECE)
     counts = np.zeros(256, np.int64)
     for start in starts:
-        counts += np.bincount(codes[start : start + _CHUNK], minlength=256)
+        counts += np.bincount(codes[start : start + PIECE], minlength=256)
     if counts[levels:].any():
         raise InputError(f"a code is {codes.max()}, and levels is {levels}; it has to be below")
     frequencies = _frequencies(counts[:levels])
@@ -62,7 +65,7 @@ def encode(codes: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
     coder, model = _coder(), _model(frequencies)
     # The coder is a stack: what goes in last comes out first.
     for start in reversed(starts):
-        coder.encode_reverse(codes[start : start + _CHUNK].astype(np.int32), model)
+        coder.encode_reverse(codes[start : start + PIECE].astype(np.int32), model)
     words = coder.get_compressed().astype("<u4", copy=False)
     zeros = (4 - (int(words[-1]).bit_length() + 7) // 8) if words.size else 0
     return frequencies, words.view(np.uint8)[: words.nbytes - zeros]
@@ -87,28 +90,38 @@ def decode(frequencies: np.ndarray, stream: np.ndarray, size: int) -> np.ndarray
     >>> decode(np.array([0, 3], np.uint8), np.zeros(0, np.uint8), 3)
     array([1, 1, 1], dtype=uint8)
     """
+    return np.concatenate([np.empty(0, np.uint8), *decode_pieces(frequencies, stream, size)])
+
+
+def decode_pieces(frequencies: np.ndarray, stream: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """As `decode`, `PIECE` codes at a time: a few bytes can stand for any number of codes.
+
+    >>> [len(codes) for codes in decode_pieces(np.array([0, 255], np.uint8), np.zeros(0, np.uint8),
+    ...                                        PIECE + 1)]
+    [262144, 1]
+    """
     _check(frequencies, stream, size)
+    sizes = (min(PIECE, size - start) for start in range(0, size, PIECE))
     used = np.flatnonzero(frequencies)
     if used.size < 2:
         if stream.size:
             raise ValueError("a stream of codes is there although fewer than two codes occur")
-        return np.full(size, used.sum(), np.uint8)
+        yield from (np.full(n, used.sum(), np.uint8) for n in sizes)
+        return
     words = np.zeros(-(-stream.size // 4) * 4, np.uint8)
     words[: stream.size] = stream
     coder, model = _coder(words.view("<u4").astype(np.uint32, copy=False)), _model(frequencies)
-    codes = np.zeros(size, np.uint8)
     before = None
-    for start in range(0, size, _CHUNK):
+    for n in sizes:
         # Without words left the state falls until it gives code 0 for ever. Codes 0 at the end are
         # coded so, by nothing; with a wrong size it could go on for hours.
         if coder.pos() == before:
-            break
+            yield np.zeros(n, np.uint8)
+            continue
         before = coder.pos()
-        part = codes[start : start + _CHUNK]
-        part[:] = coder.decode(model, part.size)
+        yield coder.decode(model, n).astype(np.uint8)
     if not coder.is_empty():
         raise ValueError(f"the stream of codes does not end after {size} codes")
-    return codes
 
 
 def entropy(counts: np.ndarray) -> float:

@@ -25,6 +25,19 @@ PARTS = (CODES, FREQUENCIES, STREAM, LEVELS, SCALES)
 CONTAINERS = ("leaf", "none", "list", "tuple", "int", "dict")
 """What a node can be that is not a plain dictionary with text keys; "int" has int keys."""
 
+MOST_AXES = 64
+"""Rank of a tensor: numpy's limit."""
+
+
+def most_decoded(file_nbytes: int) -> int:
+    """Most bytes of packed codes that the entropy-coded tensors of a file may decode to.
+
+    A few bytes can stand for any number of equal codes; without a limit a small file could ask for
+    all memory. Only constant tensors come near it.
+    """
+    return 2**26 + 1000 * file_nbytes
+
+
 DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
@@ -104,6 +117,11 @@ class Plan:
     def file_nbytes(self) -> int:
         """Size of the file."""
         return len(self.header()) + sum(stored.nbytes for stored in self.stored.values())
+
+    def decoded_nbytes(self) -> int:
+        """Bytes of packed codes that the entropy-coded tensors have in memory."""
+        coded = (r for name, r in self.tensors.items() if name + STREAM in self.stored)
+        return sum(-(-math.prod(r["shape"]) * r["bits"] // 8) for r in coded)
 
     def leaf_nbytes(self) -> list[int]:
         """Bytes of each leaf, in the tree's order: its data and what the header says of it."""

@@ -4,9 +4,12 @@ Any safetensors reader can open the files; this one also checks the version, the
 checksum of every tensor, and gives the tree back. `corrq_jax.layout` says what lies where.
 """
 
+import dataclasses
 import json
 import math
 import os
+import pathlib
+import re
 import zlib
 from typing import Any
 
@@ -25,18 +28,21 @@ from corrq_jax.layout import (
     FREQUENCIES,
     KEY,
     LEVELS,
+    MOST_AXES,
     PARTS,
     SCALES,
     STREAM,
     VERSION,
     Stored,
     keep_stream,
+    most_decoded,
     plan,
 )
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.safetensors_file import read_header, read_values
+from corrq_jax.rebuild import tree_of
 from corrq_jax.report import Report
-from corrq_jax.tensor import QuantizedTensor, Rows
+from corrq_jax.tensor import QuantizedTensor, Rows, largest_code, packed_from
 
 
 def save(
@@ -66,6 +72,12 @@ def save(
         OSError: it cannot be written.
     """
     layout = plan(tree, report)
+    if (decoded := layout.decoded_nbytes()) > most_decoded(layout.file_nbytes):
+        raise InputError(
+            f"{os.fspath(path)}: the entropy-coded tensors are so uniform that {decoded} bytes "
+            f"would come out of a file of {layout.file_nbytes}, which `load` takes for damage; "
+            'quantize them with coding="packed"'
+        )
     with atomic_write(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.write(layout.header())
         checksums = []
@@ -159,7 +171,8 @@ class Archive:
         rows = Rows(*record["rows"]) if "rows" in record else None
         levels = self._array(name + LEVELS)
         coded = self.coding(name) == "entropy"
-        codes = self._decoded(name, shape, bits, levels) if coded else self._array(name + CODES)
+        read = self._decoded if coded else self._packed
+        codes = read(name, math.prod(shape), bits, levels)
         scales = self._array(name + SCALES) if rows is not None else None
         if not _fit(shape, bits, codes, levels, scales, rows):
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
@@ -170,23 +183,35 @@ class Archive:
             keep_stream(tensor, self._array(name + FREQUENCIES), self._array(name + STREAM))
         return tensor
 
-    def _decoded(
-        self, name: str, shape: tuple[int, ...], bits: int, levels: LazyArray
-    ) -> LazyArray:
+    def _packed(self, name: str, size: int, bits: int, levels: LazyArray) -> LazyArray:
+        """Codes, each of which has a level."""
+        stored = self._array(name + CODES)
+        count = levels.shape[-1] if levels.ndim else 0
+        if count == 2**bits:
+            return stored
+
+        def load() -> np.ndarray:
+            codes = stored.load()
+            if (largest := largest_code(codes, size, bits)) >= count:
+                raise self._broken(f"{name!r} has a code {largest} and {count} levels")
+            return codes
+
+        return dataclasses.replace(stored, load=load)
+
+    def _decoded(self, name: str, size: int, bits: int, levels: LazyArray) -> LazyArray:
         """Packed codes of an entropy-coded tensor."""
-        size = math.prod(shape)
         frequencies, stream = self._array(name + FREQUENCIES), self._array(name + STREAM)
         if frequencies.shape != levels.shape or levels.size > 2**bits:
             raise self._broken(f"frequencies and levels of {name!r} do not fit {bits} bits")
 
         def load() -> np.ndarray:
             try:
-                codes = entropy.decode(frequencies.load(), stream.load(), size)
+                pieces = entropy.decode_pieces(frequencies.load(), stream.load(), size)
+                return packed_from(pieces, entropy.PIECE, size, bits)
             except ValueError as error:
                 if isinstance(error, FileFormatError):
                     raise
                 raise self._broken(f"{name!r} cannot be decoded: {error}") from None
-            return np.asarray(coding.pack(codes, bits))
 
         return LazyArray((coding.packed_size(size, bits),), np.dtype(np.uint8), load)
 
@@ -198,24 +223,11 @@ class Archive:
                 numpy arrays.
         """
         read = self.lazy if lazy else self.__getitem__
-        containers = self._record.get("containers", {})
-        if containers.get("") == "leaf":
-            return read("")
-        root: dict[str, Any] = {}
-        for name in [*containers, *self.names()]:
-            *parents, last = name.split("/")
-            node = root
-            for part in parents:
-                node = node.setdefault(part, {})
-            if name in containers:
-                if name:
-                    node.setdefault(last, {})
-            else:
-                node[last] = read(name)
+        leaves = {name: read(name) for name in self.names()}
         try:
-            return _rebuild(root, "", containers)
-        except ValueError:
-            raise self._broken("its lists have keys that are not numbers") from None
+            return tree_of(leaves, self._record.get("containers", {}))
+        except (ValueError, RecursionError) as error:
+            raise self._broken(f"its record contradicts itself ({error})") from None
 
     def _array(self, name: str) -> LazyArray:
         if name not in self._entries:
@@ -266,6 +278,7 @@ class Archive:
             isinstance(tensors, dict)
             and isinstance(containers, dict)
             and isinstance(record.get("crc32"), str)
+            and re.fullmatch("[0-9a-f]*", record["crc32"])
             and len(record["crc32"]) == 8 * (len(self._entries) + 1)
             and all(_is_record(r) for r in tensors.values())
             and all(k in CONTAINERS for k in containers.values())
@@ -276,6 +289,17 @@ class Archive:
         header, digits = self._header.text, record["crc32"].encode()
         if f"{zlib.crc32(header.replace(digits, b'0' * len(digits))):08x}" != digits[:8].decode():
             raise self._broken("the checksum of the header does not fit it")
+        decoded = {
+            name: coding.packed_size(math.prod(r["shape"]), r["bits"])
+            for name, r in (tensors or {}).items()
+            if self.coding(name) == "entropy"
+        }
+        total, whole = sum(decoded.values()), pathlib.Path(self.path).stat().st_size
+        if total > most_decoded(whole):
+            largest = max(decoded, key=lambda name: decoded[name])
+            raise self._broken(
+                f"its entropy-coded tensors, {largest!r} the largest, would take {total} bytes"
+            )
 
     def _is_whole(self, name: str, record: dict[str, Any]) -> bool:
         """Whether the file has just the parts of a quantized leaf that its record asks for."""
@@ -324,11 +348,12 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 def _is_record(record: Any) -> bool:
     return (
         isinstance(record, dict)
-        and isinstance(record.get("bits"), int)
+        and type(record.get("bits")) is int
         and 1 <= record["bits"] <= 8
         and record.get("dtype") in ("F16", "BF16", "F32", "F64")
         and isinstance(record.get("shape"), list)
-        and all(isinstance(n, int) and n >= 0 for n in record["shape"])
+        and len(record["shape"]) <= MOST_AXES
+        and all(type(n) is int and n >= 0 for n in record["shape"])
         and _are_rows(record.get("rows", [1, 1, 1, 1]))
     )
 
@@ -337,25 +362,9 @@ def _are_rows(rows: Any) -> bool:
     return (
         isinstance(rows, list)
         and len(rows) == 4
-        and all(isinstance(n, int) for n in rows)
+        and all(type(n) is int for n in rows)
         and min(rows) > 0
     )
-
-
-def _rebuild(node: Any, name: str, containers: dict[str, str]) -> Any:
-    if not isinstance(node, dict):
-        return node
-    kind = containers.get(name)
-    if kind == "none":
-        return None
-    prefix = f"{name}/" if name else ""
-    items = {key: _rebuild(child, prefix + key, containers) for key, child in node.items()}
-    if kind in ("list", "tuple"):
-        ordered = [items[key] for key in sorted(items, key=int)]
-        return ordered if kind == "list" else tuple(ordered)
-    if kind == "int":
-        return {int(key): child for key, child in items.items()}
-    return {paths.unescape(key): child for key, child in items.items()}
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -126,15 +126,8 @@ class QuantizedTensor:
 
     def unpacked(self) -> np.ndarray:
         """uint8[size]: the codes of one tensor, a byte each."""
-        return np.concatenate([np.empty(0, np.uint8), *self._unpacked_pieces()])
-
-    def _unpacked_pieces(self) -> Iterator[np.ndarray]:
-        codes = np.asarray(self.codes)
-        piece = CHUNK * self.bits // 8
-        for i, start in enumerate(range(0, self.size, CHUNK)):
-            packed = codes[i * piece : (i + 1) * piece]
-            packed = np.pad(packed, (0, piece - packed.size))
-            yield np.asarray(coding.unpack(packed, CHUNK, self.bits))[: self.size - start]
+        pieces = unpacked_pieces(np.asarray(self.codes), self.size, self.bits)
+        return np.concatenate([np.empty(0, np.uint8), *pieces])
 
     def _traced(self) -> jax.Array:
         def one(codes: jax.Array, levels: jax.Array, scales: jax.Array | None) -> jax.Array:
@@ -154,7 +147,7 @@ class QuantizedTensor:
         wide = dtype if self.scales is None else levels.dtype
         out = empty_to_hand_over(self.size, wide)
         start = 0
-        for index in self._unpacked_pieces():
+        for index in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
             part = out[start : start + index.size]
             np.take(levels.astype(wide), index, out=part, mode="clip")
             start += index.size
@@ -175,6 +168,34 @@ class QuantizedTensor:
 def _staged() -> bool:
     """Whether jit is tracing: then arrays that are constants to it are decoded inside, too."""
     return isinstance(jnp.zeros(()), Tracer)
+
+
+def unpacked_pieces(packed: np.ndarray, size: int, bits: int) -> Iterator[np.ndarray]:
+    """The codes of one tensor, a byte each, in pieces of one fixed size: no shape compiles anew."""
+    piece = CHUNK * bits // 8
+    for i, start in enumerate(range(0, size, CHUNK)):
+        part = packed[i * piece : (i + 1) * piece]
+        part = np.pad(part, (0, piece - part.size))
+        yield np.asarray(coding.unpack(part, CHUNK, bits))[: size - start]
+
+
+def packed_from(pieces: Iterable[np.ndarray], piece: int, size: int, bits: int) -> np.ndarray:
+    """uint8[ceil(size * bits / 8)]: codes that come ``piece``, a multiple of 8, at a time."""
+    packed = np.empty(coding.packed_size(size, bits), np.uint8)
+    start = 0
+    for codes in pieces:
+        end = start + coding.packed_size(codes.size, bits)
+        padded = np.pad(codes, (0, piece - codes.size))  # no shape compiles anew
+        packed[start:end] = np.asarray(coding.pack(padded, bits))[: end - start]
+        start = end
+    return packed
+
+
+def largest_code(packed: np.ndarray, size: int, bits: int) -> int:
+    """The largest code of a tensor, or of a stack of tensors; -1 if there are none."""
+    tensors = packed.reshape(math.prod(packed.shape[:-1]), packed.shape[-1])
+    pieces = (part for one in tensors for part in unpacked_pieces(one, size, bits))
+    return max((int(part.max()) for part in pieces), default=-1)
 
 
 def empty_to_hand_over(size: int, dtype: np.dtype | type) -> np.ndarray:

@@ -11,7 +11,7 @@ from corrq_jax import entropy
 from corrq_jax.errors import InputError, MissingDependencyError
 
 pytest.importorskip("constriction")
-CHUNK = entropy._CHUNK
+CHUNK = entropy.PIECE
 
 
 def gaussian(size, bits, seed=0):

@@ -3,8 +3,10 @@
 import json
 import pathlib
 
+import fuzz_kinds
 import pytest
 import safetensors.numpy
+import spec_reader
 from golden_files import describe
 
 import corrq_jax as corrq
@@ -21,6 +23,12 @@ def test_every_version_has_its_files():
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
 def test_a_golden_file_gives_what_it_always_gave(path):
     assert describe(corrq.load(path)) == json.loads(path.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_a_reader_made_from_the_page_on_the_format_reads_the_same(path):
+    again = spec_reader.read(path.read_bytes())
+    assert fuzz_kinds.same(fuzz_kinds.plain(corrq.load(path)), again)
 
 
 def test_the_golden_files_hold_all_that_a_file_can_say():

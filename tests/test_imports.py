@@ -42,8 +42,9 @@ LAYERS = {
     "rescale": ("core granularity leaf tensor", "jax numpy"),
     "array": ("core config errors tensor", "jax"),
     "layout": ("entropy errors lazy paths report tensor", "jax numpy"),
+    "rebuild": ("paths", ""),
     "storage": (
-        "atomic core entropy errors layout lazy paths readers report tensor",
+        "atomic core entropy errors layout lazy paths readers rebuild report tensor",
         "jax numpy",
     ),
     "anatomy": ("layout tensor", ""),

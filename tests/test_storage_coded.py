@@ -312,6 +312,23 @@ def test_another_shape_is_an_error(shape, tmp_path):
         corrq.load(path)
 
 
+def test_what_a_small_file_claims_is_bounded_and_save_keeps_to_the_bound(tmp_path):
+    """A constant tensor takes no bytes in a file, and any number in memory."""
+    path = tmp_path / "net.safetensors"
+    rewritten(path, {"scales": lambda x: None}, shape=[2**20, 2**10], rows=None)
+    with pytest.raises(corrq.FileFormatError, match=r"'w' the largest, would take 402653184 bytes"):
+        corrq.load(path)
+    size = 2**29 + 8 * 10**6
+    large = dataclasses.replace(
+        tensor(levels=1), codes=np.zeros(size // 8, np.uint8), shape=(size,)
+    )
+    path.unlink()
+    with pytest.raises(corrq.InputError, match=r"net.safetensors: .* so uniform .*packed"):
+        corrq.save(path, {"w": large})
+    assert not path.exists()
+    corrq.save(path, {"w": dataclasses.replace(large, coding="packed")})
+
+
 @pytest.mark.parametrize("bit", [0, 6])
 def test_a_flipped_bit_is_never_read_as_something_else(bit, tmp_path):
     path, damaged = tmp_path / "net", tmp_path / "damaged"

@@ -1,5 +1,6 @@
 """Files that are damaged, foreign, newer or made up: never read as something else."""
 
+import dataclasses
 import json
 import zlib
 
@@ -10,6 +11,7 @@ import safetensors.numpy
 from stored_trees import TINY, W, same
 
 import corrq_jax as corrq
+from corrq_jax.tensor import QuantizedTensor
 
 
 def test_a_damaged_leaf_does_not_spoil_the_others(tmp_path):
@@ -121,6 +123,17 @@ def test_a_newer_version_says_upgrade(tmp_path):
         lambda r: r | {"containers": {"": "leaf"}},
         lambda r: r | {"containers": {"": "list"}},
         lambda r: r | {"containers": {"": "int"}},
+        lambda r: r | {"containers": {"w": "dict"}},
+        lambda r: r | {"containers": {"b/0": "none"}},
+        lambda r: r | {"containers": {"x": "none", "x/y": "none"}},
+        lambda r: r | {"containers": {"x": "list", "x/1": "none"}},
+        lambda r: r | {"containers": {"x": "int", "x/01": "none"}},
+        lambda r: r | {"containers": {"x/": "none"}},
+        lambda r: r | {"containers": {"x~3": "none"}},
+        lambda r: r | {"containers": {"x": "leaf"}},
+        lambda r: r | {"containers": {"/".join("x" * 5000): "none"}},
+        lambda r: r | {"crc32": r["crc32"][:-1] + "\ud800"},
+        tensor_with(shape=[2, 2] + [1] * 63),
         lambda r: r | {"containers": []},
         lambda r: r | {"containers": {"": []}},
         lambda r: [],
@@ -130,6 +143,22 @@ def test_a_newer_version_says_upgrade(tmp_path):
 def test_a_record_that_does_not_fit_is_an_error(change, tmp_path):
     path = rewritten(tmp_path / "a", change)
     with pytest.raises(corrq.FileFormatError, match="damaged"):
+        corrq.load(path)
+
+
+def test_a_code_without_a_level_is_an_error(tmp_path):
+    """`jnp.take` would give the last level, and another reader something else."""
+    path = tmp_path / "a"
+    for bits, packed in ((2, [0b11100100]), (8, [0, 1, 2, 3])):
+        w = QuantizedTensor(np.array(packed, np.uint8), TINY["w"].levels, (2, 2), "float32", bits)
+        corrq.save(path, {"w": dataclasses.replace(w, levels=w.levels[:3])})
+        with pytest.raises(corrq.FileFormatError, match=r"a: 'w' has a code 3 and 3 levels"):
+            corrq.load(path)
+    stack = QuantizedTensor(
+        np.array([[0], [1], [3]], np.uint8), np.zeros((3, 3), np.float32), (2,), "float32", 4
+    )
+    corrq.save(path, [stack])
+    with pytest.raises(corrq.FileFormatError, match=r"'0' has a code 3 and 3 levels"):
         corrq.load(path)
 
 

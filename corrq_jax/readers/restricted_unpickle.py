@@ -6,9 +6,11 @@ opcodes run one by one on inert Python objects: nothing that a file names is imp
 called but the functions in the table that the caller passes, and every fault is one exception.
 """
 
+import io
+import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 
 class UnpickleError(Exception):
@@ -35,7 +37,7 @@ _TUPLE_SIZES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def unpickle(
-    file: BinaryIO,
+    file: io.BytesIO,
     functions: Mapping[str, Callable[..., Any]],
     constants: frozenset[str],
     persistent_load: Callable[[Any], Any],
@@ -43,7 +45,7 @@ def unpickle(
     """Reads one pickle from the file's position and leaves the position after it.
 
     Args:
-        file: an in-memory binary file (a read of more bytes than there are must be cheap).
+        file: the pickle, in memory.
         functions: what may be called, by dotted name. They are called with the pickle's own
             arguments, so they must check them.
         constants: dotted names that may be referred to, but not called.
@@ -57,10 +59,15 @@ def unpickle(
         UnpickleError: for anything else; `functions` and `persistent_load` may raise it as well.
     """
     machine = _Machine(functions, constants, persistent_load)
+    size, frame_end = len(file.getbuffer()), 0
     try:
         for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
+            if opcode.name == "FRAME":
+                frame_end = file.tell() + (argument or 0)
+            if opcode.name == "STOP" and file.tell() >= frame_end:
                 return machine.pop()
+            if opcode.name == "STOP" or frame_end > size:
+                raise UnpickleError("its pickle is malformed or cut short (a frame is too long)")
             machine.step(opcode.name, argument)
     except (ValueError, OverflowError) as error:  # what pickletools raises for malformed opcodes
         raise UnpickleError(f"its pickle is malformed or cut short ({error})") from error
@@ -114,6 +121,10 @@ class _Machine:
 
     def _ignore(self, _):
         pass
+
+    def _protocol(self, version):
+        if version > pickle.HIGHEST_PROTOCOL:
+            raise UnpickleError(f"its pickle is of protocol {version}, which is not known")
 
     def _mark(self, _):
         self._stack.append(_MARK)
@@ -206,7 +217,7 @@ class _Machine:
 
 
 _ACTIONS = {
-    "PROTO": _Machine._ignore,
+    "PROTO": _Machine._protocol,
     "FRAME": _Machine._ignore,
     "MARK": _Machine._mark,
     "POP": _Machine._discard,

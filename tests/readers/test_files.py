@@ -339,6 +339,7 @@ def npy(header: str, data: bytes) -> bytes:
              bytes(8))),
             "claims 8000000000000 bytes and holds 8",
         ),
+        (("a.npy", npy("{'descr': '<f8', 'shape': (1,\n", bytes(8))), "EOF in multi-line"),
         (
             ("a.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}\n", bytes(16))),
             "claims 8 bytes and holds 16",

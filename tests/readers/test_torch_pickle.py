@@ -1,121 +1,27 @@
 """PyTorch files, real and built by hand: values, views, refusals, damage."""
 
-import collections
 import importlib.util
 import io
 import os
 import pathlib
 import pickle
-import struct
 import sys
-import types
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch_files
+from torch_files import MAGIC, Storage, Tensor, example, legacy_bytes, zip_bytes
 
 from corrq_jax.errors import FileFormatError
 from corrq_jax.readers.torch_pickle import read_torch
 
-MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "BoolStorage": np.bool_,
-}
-
-
-class Storage:
-    def __init__(self, data, key, size=None):
-        self.data = np.asarray(data)
-        self.key = key
-        self.size = self.data.size if size is None else size
-
-    @property
-    def cls(self):
-        names = [n for n, d in STORAGES.items() if np.dtype(d) == self.data.dtype]
-        return getattr(sys.modules["torch"], names[0])
-
-
-class Tensor:
-    """Pickles as torch's tensors do: _rebuild_tensor_v2(storage, offset, size, stride, ...)."""
-
-    def __init__(self, storage, offset, shape, strides):
-        self.arguments = (storage, offset, shape, strides, False, collections.OrderedDict())
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
-
-
-class Parameter:
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def __reduce__(self):
-        rebuild = sys.modules["torch._utils"]._rebuild_parameter
-        return rebuild, (self.tensor, True, collections.OrderedDict())
-
-
-class Pickler(pickle.Pickler):
-    def __init__(self, file, legacy, protocol=2):
-        super().__init__(file, protocol)
-        self.storages = {}
-        self.legacy = legacy
-
-    def persistent_id(self, obj):
-        if not isinstance(obj, Storage):
-            return None
-        self.storages[obj.key] = obj
-        view = (None,) if self.legacy else ()
-        return ("storage", obj.cls, obj.key, "cpu", obj.size, *view)
-
 
 @pytest.fixture(autouse=True)
 def fake_torch(monkeypatch):
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for name in STORAGES:
-        setattr(torch, name, type(name, (), {"__module__": "torch"}))
-    for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-        function = types.FunctionType((lambda *a: None).__code__, {}, name)
-        function.__module__, function.__qualname__ = "torch._utils", name
-        setattr(utils, name, function)
-    torch._utils = utils
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-
-
-def raw(storage):
-    return storage.data.tobytes()
-
-
-def legacy_bytes(tree, header=(MAGIC, 1001, {"little_endian": True}), protocol=2):
-    file = io.BytesIO()
-    for item in header:
-        pickle.dump(item, file, 2)
-    pickler = Pickler(file, legacy=True, protocol=protocol)
-    pickler.dump(tree)
-    keys = sorted(pickler.storages)
-    pickle.dump(keys, file, 2)
-    for key in keys:
-        storage = pickler.storages[key]
-        file.write(struct.pack("<q", storage.size) + raw(storage))
-    return file.getvalue()
-
-
-def zip_bytes(tree, *, compression=zipfile.ZIP_STORED, byteorder=b"little", protocol=2):
-    file, pickled = io.BytesIO(), io.BytesIO()
-    pickler = Pickler(pickled, legacy=False, protocol=protocol)
-    pickler.dump(tree)
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        archive.writestr("net/data.pkl", pickled.getvalue())
-        archive.writestr("net/byteorder", byteorder)
-        for key, storage in pickler.storages.items():
-            archive.writestr(f"net/data/{key}", raw(storage))
-        archive.writestr("net/version", b"3\n")
-    return file.getvalue()
+    for name, module in torch_files.stand_ins().items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 LAYOUTS = pytest.mark.parametrize("layout", [legacy_bytes, zip_bytes])
@@ -132,19 +38,6 @@ def refused(tmp_path, data, match):
         read(tmp_path, data)
     assert "net.pth" in str(error.value)
     return str(error.value)
-
-
-def example():
-    shared = Storage(np.arange(24, dtype=np.float32), "7")
-    return collections.OrderedDict(
-        plain=Tensor(shared, 0, (4, 6), (6, 1)),
-        transposed=Tensor(shared, 0, (6, 4), (1, 6)),
-        corner=Parameter(Tensor(shared, 8, (2, 2), (6, 1))),
-        steps=Tensor(Storage(np.array([5, 9]), "1"), 1, (), ()),
-        half=Tensor(Storage(np.array([1.5, -2], ml_dtypes.bfloat16), "2"), 0, (2,), (1,)),
-        mask=Tensor(Storage(np.array([True, False, True]), "3"), 0, (3,), (1,)),
-        none=Tensor(Storage(np.zeros(0, np.float16), "4"), 0, (0, 3), (3, 1)),
-    )
 
 
 @LAYOUTS
@@ -261,6 +154,9 @@ REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
         (b"t.", "mark is missing"),
         (b"}(K\x01u.", "has no value"),
         (b"\x82\x01.", "EXT1"),
+        (b"\x80\x12}.", "protocol 18"),
+        (b"\x95" + bytes([200, 1, 0, 0, 0, 0, 0, 0]) + b"}.", "frame is too long"),
+        (b"\x95" + bytes([3, 0, 0, 0, 0, 0, 0, 0]) + b"}.0.", "frame is too long"),
         (b"\xff.", "malformed"),
         (b"K\x01.", "no tensors"),
     ],
