@@ -3,7 +3,8 @@
 import numpy as np
 
 from corrq_jax.errors import missing
-from corrq_jax.plot_style import bits_text, legend_below, method_styles, new_figure, styled
+from corrq_jax.method_styles import bits_text, method_styles
+from corrq_jax.plot_style import legend_below, new_figure, styled
 from corrq_jax.results import LayerDensity
 
 try:

@@ -1,63 +1,32 @@
-"""A run as one self-contained HTML page, with its figures and its numbers as files beside it."""
+"""Runs as one self-contained HTML page, with figures and numbers as files beside it."""
 
-import dataclasses
+import base64
+import hashlib
 import importlib.resources
+import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from corrq_jax.atomic import atomic_write
-from corrq_jax.errors import require
-from corrq_jax.html_figures import (
-    Picture,
-    correlation,
+from corrq_jax.errors import InputError, require
+from corrq_jax.figure_files import figure_files
+from corrq_jax.html_data import page_data
+from corrq_jax.html_table import columns_of, float_cells, groups, headlines, published_rows
+from corrq_jax.html_text import (
     has_accuracy,
     is_data_set,
     is_few,
+    megabytes,
     percent,
-    pictures,
     pictures_text,
 )
-from corrq_jax.paper import FLOAT, Comparison
-from corrq_jax.plot_style import bits_text
-from corrq_jax.results import Result, Run
+from corrq_jax.method_styles import bits_text
+from corrq_jax.paper import Comparison
+from corrq_jax.results import Run
 
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """A column of the results table; `best` is max, min, or None where neither is better."""
-
-    heading: str
-    meaning: str
-    value: Callable[[Result], float | None]
-    text: Callable[[float], str]
-    best: Callable[[Sequence[float]], float] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-    text: str
-    is_best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Headline:
-    """The smallest file that keeps a given share of the float network's answers."""
-
-    agreement: str
-    result: Result
-    megabytes: str
-    smaller: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _PublishedRow:
-    """A figure of the papers, and lines on what was measured in its place."""
-
-    what: str
-    bits: str
-    published: str
-    measured: Sequence[str]
+_SCRIPTS = ("charts.js", "sections.js", "page.js")
 
 
 def render(run: Run, published: Sequence[Comparison] = ()) -> str:
@@ -74,7 +43,31 @@ def render(run: Run, published: Sequence[Comparison] = ()) -> str:
         InputError: the run has no results.
         MissingDependencyError: matplotlib or jinja2 is not installed.
     """
-    return _page(run, pictures(run), published)
+    return render_runs({run.network: run}, published)
+
+
+def render_runs(runs: Mapping[str, Run], published: Sequence[Comparison] = ()) -> str:
+    """The page of several runs, to be compared with each other.
+
+    Args:
+        runs: by the names that the page gives them; at least one, each with a result.
+        published: as for `render`; only for one run.
+
+    Returns:
+        The HTML text.
+
+    Raises:
+        InputError: there is no run, or one has no results.
+        MissingDependencyError: matplotlib or jinja2 is not installed.
+    """
+    if not runs:
+        raise InputError("no run to report; give at least one")
+    for run in runs.values():
+        if not run.results:
+            raise InputError(
+                f"run of {run.network!r}: no results to report; give at least one Result"
+            )
+    return _page(runs, published)
 
 
 def write_report(
@@ -84,7 +77,7 @@ def write_report(
     overwrite: bool = False,
     published: Sequence[Comparison] = (),
 ) -> tuple[pathlib.Path, ...]:
-    """Writes `index.html`, its figures as PNG files, `results.json` and `results.csv`.
+    """Writes `index.html`, `results.json`, `results.csv`, and figures as PNG files.
 
     Each file appears whole or not at all, and index.html last.
 
@@ -104,11 +97,11 @@ def write_report(
         OSError: a file cannot be written.
         MissingDependencyError: matplotlib or jinja2 is not installed.
     """
-    figures = pictures(run)
-    files = {figure.file: figure.png for figure in figures}
+    page = render(run, published)
+    files = figure_files(run)
     files["results.json"] = run.to_json().encode()
     files["results.csv"] = run.to_csv().encode()
-    files["index.html"] = _page(run, figures, published).encode()
+    files["index.html"] = page.encode()
     folder = _folder(directory, files, overwrite=overwrite)
     for name, data in files.items():
         with atomic_write(folder / name, overwrite=overwrite) as temporary:
@@ -133,146 +126,54 @@ def _folder(
     return folder
 
 
-def _page(run: Run, figures: Sequence[Picture], published: Sequence[Comparison]) -> str:
+def _page(runs: Mapping[str, Run], published: Sequence[Comparison]) -> str:
     jinja2 = require("jinja2", "plots")
-    source = importlib.resources.files("corrq_jax") / "templates" / "report.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    columns = _columns(run)
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
-        run=run,
-        figures=figures,
+    script = '"use strict";\n' + "\n".join(map(_template, _SCRIPTS))
+    first, all_runs = next(iter(runs.values())), list(runs.values())
+    results = [result for run in all_runs for result in run.results]
+    columns = columns_of(all_runs)
+    return environment.from_string(_template("report.html")).render(
+        runs=runs,
+        run=first,
+        results=results,
+        title=" and ".join(dict.fromkeys(run.network for run in all_runs)),
+        style=_template("style.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_for_script(page_data(runs)),
         columns=columns,
-        float_cells=_float_cells(run, columns),
-        groups=_groups(run, columns),
-        headlines=_headlines(run),
-        float_megabytes=_megabytes(run.float_nbytes),
-        megabytes=_megabytes,
+        float_rows={name: float_cells(run, columns) for name, run in runs.items()},
+        groups=groups(all_runs, columns),
+        headlines={name: headlines(run) for name, run in runs.items()},
+        published=published_rows(first, published),
+        about=_about(runs),
+        megabytes=megabytes,
         percent=percent,
         bits_text=bits_text,
-        has_peers=any(result.peer for result in run.results),
-        correlation=correlation,
-        published=_published_rows(run, published),
-        pictures=pictures_text(run),
-        data=run.environment.get("data"),
-        is_data_set=is_data_set(run),
-        is_few=is_few(run),
-        has_accuracy=has_accuracy(run.results),
-        has_fidelity=any(r.agreement is not None or r.kl is not None for r in run.results),
+        pictures_text=pictures_text,
+        is_data_set=is_data_set,
+        is_few=is_few,
+        has_accuracy=has_accuracy,
+        has_peers=any(result.peer for result in results),
+        has_fidelity=any(r.agreement is not None or r.kl is not None for r in results),
     )
 
 
-def _published_rows(run: Run, published: Sequence[Comparison]) -> list[_PublishedRow]:
-    """The float network, as far as its figures are known, and the figures of the papers."""
-    networks = dict.fromkeys(one.published.network for one in published)
-    here = f"{percent(run.float_top5)} (top-1 {percent(run.float_top1)})"
-    known = [FLOAT[name] for name in networks if name in FLOAT]
-    rows = [
-        _PublishedRow(
-            *("float network", "–", f"{percent(top5)} (top-1 {percent(top1)})", [here])  # noqa: RUF001
-        )
-        for top1, top5 in known
-    ]
-    for one in published:
-        figure = one.published
-        measured = [f"{method}: {percent(top5)}" for method, top5 in one.measured]
-        share = f"{100 * figure.top5:.0f}%"
-        row = _PublishedRow(f"Part {figure.part}", str(figure.bits), share, measured or ["not run"])
-        rows.append(row)
-    return rows
+def _template(name: str) -> str:
+    source = importlib.resources.files("corrq_jax") / "templates" / name
+    return source.read_text(encoding="utf-8")
 
 
-def _columns(run: Run) -> list[_Column]:
-    """The columns in which at least one result has a value."""
-    columns = [
-        _Column("MB", "size of the file on disk", lambda r: r.file_nbytes, _megabytes, min),
-        _Column(
-            "smaller",
-            "the float file's size divided by this file's",
-            lambda r: run.float_nbytes / r.file_nbytes if r.file_nbytes else None,
-            lambda x: f"{x:.1f}×",  # noqa: RUF001
-        ),
-        _Column(
-            *("agreement", "same best class as the float network"),
-            *(lambda r: r.agreement, percent, max),
-        ),
-        _Column(
-            *("KL", "divergence from the float network's output, in nats"),
-            *(lambda r: r.kl, lambda x: f"{x:#.3g}".rstrip("."), min),
-        ),
-        _Column(
-            *("1 − ρ²", "share of variance lost, of the mean ρ"),  # noqa: RUF001
-            *(lambda r: r.noise, lambda x: f"{x:.2e}", min),
-        ),
-        _Column("mean ρ", "mean over layers", lambda r: r.mean_correlation, correlation, max),  # noqa: RUF001
-        _Column("min ρ", "the worst layer", lambda r: r.min_correlation, correlation, max),  # noqa: RUF001
-        _Column("top-1", "the label is the best class", lambda r: r.top1, percent, max),
-        _Column("top-5", "the label is among the best five", lambda r: r.top5, percent, max),
-        _Column(
-            *("logit ρ", "correlation of the logits with the float network's"),  # noqa: RUF001
-            *(lambda r: r.logit_correlation, correlation, max),
-        ),
-        _Column(
-            *("bits / weight", "stored bits a quantized weight, everything counted"),
-            *(lambda r: r.bits_per_weight, lambda x: f"{x:.2f}"),
-        ),
-    ]
-    return [c for c in columns if any(c.value(result) is not None for result in run.results)]
+def _for_script(value: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _float_cells(run: Run, columns: Sequence[_Column]) -> list[str]:
-    """The float network's own row, as far as it has values."""
-    known = {
-        "MB": _megabytes(run.float_nbytes),
-        "smaller": "1.0×",  # noqa: RUF001
-        "top-1": percent(run.float_top1),
-        "top-5": percent(run.float_top5),
-    }
-    return [known.get(column.heading, "–") for column in columns]  # noqa: RUF001
-
-
-def _groups(
-    run: Run, columns: Sequence[_Column]
-) -> list[tuple[float, list[tuple[Result, list[_Cell]]]]]:
-    """The table's rows, grouped by bits, peers last, with the best of every group marked."""
-    groups = []
-    for bits in sorted({result.bits for result in run.results}):
-        results = [result for result in run.results if result.bits == bits]
-        results.sort(key=lambda result: result.peer)
-        by_column = [_cells(column, results) for column in columns]
-        rows = [(result, [cells[i] for cells in by_column]) for i, result in enumerate(results)]
-        groups.append((bits, rows))
-    return groups
-
-
-def _cells(column: _Column, results: Sequence[Result]) -> list[_Cell]:
-    """A column of one group. The best is what reads as the best; nothing is where all do."""
-    values = [column.value(result) for result in results]
-    texts = ["–" if value is None else column.text(value) for value in values]  # noqa: RUF001
-    known = [value for value in values if value is not None]
-    best = column.text(column.best(known)) if column.best and len(known) > 1 else None
-    if len(set(texts)) == 1:
-        best = None
-    return [_Cell(text, text == best) for text in texts]
-
-
-def _headlines(run: Run) -> list[_Headline]:
-    """The smallest file for each of three levels of agreement; one only once, and no peer's."""
-    headlines: list[_Headline] = []
-    own = [(r, r.agreement) for r in run.results if r.agreement is not None and not r.peer]
-    for level in (0.99, 0.95, 0.90):
-        good = [result for result, agreement in own if agreement >= level]
-        if not good:
-            continue
-        result = min(good, key=lambda r: (r.file_nbytes, -(r.agreement or 0)))
-        if any(result is other.result for other in headlines):
-            continue
-        smaller = f"{run.float_nbytes / max(result.file_nbytes, 1):.1f}"
-        size = _megabytes(result.file_nbytes)
-        headlines.append(_Headline(f"{level:.0%}", result, size, smaller))
-    return headlines
-
-
-def _megabytes(nbytes: float) -> str:
-    return f"{nbytes / 1e6:.2f}" if nbytes < 1e8 else f"{nbytes / 1e6:,.0f}"
+def _about(runs: Mapping[str, Run]) -> dict[str, list[str]]:
+    """What is known of each run's circumstances: a value for each run, by name."""
+    names = dict.fromkeys(name for run in runs.values() for name in run.environment)
+    return {name: [run.environment.get(name, "–") for run in runs.values()] for name in names}  # noqa: RUF001

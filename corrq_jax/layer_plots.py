@@ -7,14 +7,8 @@ from typing import Any
 import numpy as np
 
 from corrq_jax.errors import InputError, missing
-from corrq_jax.plot_style import (
-    MethodStyle,
-    bits_text,
-    legend_below,
-    method_styles,
-    new_figure,
-    styled,
-)
+from corrq_jax.method_styles import MethodStyle, bits_text, method_styles
+from corrq_jax.plot_style import legend_below, new_figure, styled
 from corrq_jax.results import LayerResult
 
 try:

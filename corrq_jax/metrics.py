@@ -89,7 +89,7 @@ def metrics_from_logits(
 _Z = 1.959963984540054
 
 
-def share_interval(right: int, count: int) -> tuple[float, float]:
+def share_interval(right: float, count: float) -> tuple[float, float]:
     """The 95 % confidence interval of a share, after Wilson.
 
     Of `count` independent pictures, `right` have some property; how many of all pictures have it?
@@ -101,7 +101,7 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
 
     Args:
         right: 0 to `count`.
-        count: at least 1.
+        count: at least 1; less than all pictures where they resemble each other, and any fraction.
 
     Returns:
         The lower and the upper end, between 0 and 1.

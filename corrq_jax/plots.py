@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from corrq_jax.density_plots import density_caption, density_figure, rebin
 from corrq_jax.errors import InputError, missing
 from corrq_jax.layer_plots import layers_caption, layers_figure
-from corrq_jax.plot_style import (
+from corrq_jax.method_styles import (
     MethodStyle,
-    label_points,
-    legend_below,
     method_styles,
-    new_figure,
     peer_family,
     peer_layout,
     peer_marker,
+)
+from corrq_jax.plot_style import (
+    label_points,
+    legend_below,
+    new_figure,
     png_bytes,
     save_png,
     styled,

@@ -1,7 +1,12 @@
 """A run as a real comparison gives it: methods, mixed bits, peers, layers and densities."""
 
+import dataclasses
+
 import numpy as np
 
+from corrq_jax.data.thumbnails import thumbnail
+from corrq_jax.details import FLOAT, LevelTable, Pictures, Predictions, Thumbnail
+from corrq_jax.histograms import histogram
 from corrq_jax.results import LayerDensity, LayerResult, Result, Run
 
 METHODS = {
@@ -161,3 +166,84 @@ def laplace_density(outlier: float = 3.5) -> LayerDensity:
         method="exponential + correlation",
         correlation=0.991197,
     )
+
+
+def detailed_run(network: str = "EfficientNet-Lite0", seed: int = 0) -> Run:
+    """The run with layers, level tables, histograms, bytes by part, and answers to 24 photos."""
+    run = synthetic_run(network)
+    rng = np.random.default_rng(seed)
+    weights = {path: rng.normal(0, 0.05, 3000) for path in LAYERS}
+    results = [_with_parts(r) for r in run.results]
+    own = [r for r in results if not r.peer]
+    return dataclasses.replace(
+        run,
+        results=results,
+        layers={r.key: _detailed_layers(r, weights) for r in own},
+        histograms={path: histogram(w) for path, w in weights.items()},
+        pictures=_pictures(own, rng),
+    )
+
+
+def _with_parts(result: Result) -> Result:
+    if result.peer:
+        return result
+    codes = int(result.file_nbytes * 0.9)
+    scales = 500 if "entropy" in result.method else 0
+    return dataclasses.replace(
+        result,
+        codes_nbytes=codes,
+        levels_nbytes=4000,
+        scales_nbytes=scales,
+        rest_nbytes=20_000,
+        header_nbytes=result.file_nbytes - codes - scales - 24_000,
+    )
+
+
+def _detailed_layers(result: Result, weights: dict[str, np.ndarray]) -> tuple[LayerResult, ...]:
+    layers = []
+    for index, (path, shape) in enumerate(LAYERS.items()):
+        size, noise = int(np.prod(shape)), 1 - result.mean_correlation**2
+        bits = int(result.bits) + (index % 3 if result.mixed else 0)
+        levels = np.linspace(-0.12, 0.12, 2**bits) if bits <= 6 else np.zeros(0)
+        table = LevelTable(levels, (levels[1:] + levels[:-1]) / 2) if levels.size else None
+        if table and "entropy" in result.method:
+            own = histogram(weights[path] / 0.03)
+            table = LevelTable(levels / 0.03, np.array(table.boundaries) / 0.03, own)
+        lost = float(noise * (1 + 0.3 * index))
+        layers.append(
+            LayerResult(
+                *(
+                    path,
+                    shape,
+                    size,
+                    bits,
+                    float(np.sqrt(1 - min(lost, 0.9))),
+                    64 + size * bits // 8,
+                ),
+                noise=min(lost, 0.9),
+                codes_nbytes=size * bits // 8,
+                levels_nbytes=32,
+                scales_nbytes=0,
+                entropy=bits - 0.4,
+                table=table,
+            )
+        )
+    return tuple(layers)
+
+
+def _pictures(results: list[Result], rng: np.random.Generator) -> Pictures:
+    """24 photos in 10 views each; each network changes the answers that its agreement says."""
+    labels = np.repeat(np.arange(24) % 12, 10)
+    predictions = {FLOAT: _answers(labels, np.zeros(240))}
+    for result in results:
+        changed = rng.random(240) < 1 - (result.agreement or 0)
+        kl = np.round(rng.gamma(1, (result.kl or 0) + 1e-3, 240), 4)
+        predictions[result.key] = _answers(np.where(changed, 11 - labels, labels), kl)
+    colours = rng.integers(0, 256, (24, 1, 1, 3)).astype(np.uint8)
+    shown = [Thumbnail(10 * i, thumbnail(np.tile(c, (16, 16, 1)))) for i, c in enumerate(colours)]
+    names = {str(i): f"kind {i}" for i in range(12)}
+    return Pictures(labels.tolist(), 10, names, tuple(shown), predictions)
+
+
+def _answers(classes: np.ndarray, kl: np.ndarray) -> Predictions:
+    return Predictions(classes.tolist(), kl.tolist(), [0.5] * len(classes))

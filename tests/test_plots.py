@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from synthetic_run import METHODS, PEERS, synthetic_run
 
-from corrq_jax import plot_style, plots
+from corrq_jax import method_styles, plots
 from corrq_jax.errors import InputError
 from corrq_jax.results import LayerDensity
 
@@ -230,7 +230,7 @@ def test_peers_are_grey_points_with_names(draw):
         points = np.concatenate([c.get_offsets() for c in axes.collections])
         assert len(points) == sum(r.peer for r in shown)
         colors = {to_hex(c.get_edgecolor()[0]) for c in axes.collections}
-        assert colors == {plot_style.PEER_COLOR}
+        assert colors == {method_styles.PEER_COLOR}
         names = [text.get_text() for text in axes.texts]
         assert len(names) >= 3
         assert set(names) <= {name.partition(", ")[2] for name in PEERS}
@@ -284,7 +284,7 @@ def test_method_names_are_no_formulas():
 def test_all_methods_look_different():
     styles = plots.method_styles([*METHODS, *(f"method {i}" for i in range(8))])
     assert len(set(styles.values())) == len(METHODS) + 8
-    assert not {style.color for style in styles.values()} & {plot_style.PEER_COLOR}
+    assert not {style.color for style in styles.values()} & {method_styles.PEER_COLOR}
 
 
 def test_png_is_made_whole_and_the_same_each_time(tmp_path):
