@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from corrq_jax.comparison import by_photo, differences
 from corrq_jax.details import FLOAT, Histogram, LevelTable, Pictures, Predictions
 from corrq_jax.html_text import is_data_set
 from corrq_jax.intervals import clustered_share_interval, mean_intervals
@@ -151,7 +152,7 @@ def _answers(pictures: Pictures, found: Predictions) -> dict[str, Any]:
     """What one network says of the pictures that are shown, and what it confuses in all."""
     floats = pictures.predictions.get(FLOAT)
     views, photos = pictures.views, [one.index // pictures.views for one in pictures.thumbnails]
-    same = None if floats is None else _by_photo(np.equal(found.classes, floats.classes), views)
+    same = None if floats is None else by_photo(np.equal(found.classes, floats.classes), views)
     return {
         "shown": [[found.classes[t.index], found.confidence[t.index]] for t in pictures.thumbnails],
         "same": None if same is None else [int(same[photo].sum()) for photo in photos],
@@ -178,10 +179,6 @@ def _matrix(pictures: Pictures, found: Predictions) -> dict[str, Any] | None:
     return {"classes": classes, "counts": rows}
 
 
-def _by_photo(values: Any, views: int) -> np.ndarray:
-    return np.asarray(values).reshape(-1, views)
-
-
 def _add_intervals(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> None:
     """Adds "agreementRange", "top1Range" and "klRange", None where there is no saying."""
     numbered = [(run, result) for run in runs for result in run.results]
@@ -189,7 +186,7 @@ def _add_intervals(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> No
         known = run.pictures.predictions.get(result.key) if run.pictures else None
         kl = None
         if run.pictures and known and known.kl:
-            kl = mean_intervals(_by_photo(known.kl, run.pictures.views).mean(1)[None])[0][0]
+            kl = mean_intervals(by_photo(known.kl, run.pictures.views).mean(1)[None])[0][0]
         ranges = {"agreement": _agreement_range(run, result), "top1": _top1_range(run, result)}
         for name, found in {**ranges, "kl": kl}.items():
             data[f"{name}Range"] = None if found is None else [_short(x) for x in found]
@@ -201,7 +198,7 @@ def _agreement_range(run: Run, result: Result) -> tuple[float, float] | None:
     floats = pictures.predictions.get(FLOAT) if pictures else None
     if pictures and known and floats:
         same = np.equal(known.classes, floats.classes)
-        return clustered_share_interval(_by_photo(same, pictures.views))
+        return clustered_share_interval(by_photo(same, pictures.views))
     if result.agreement is None or not is_data_set(run):
         return None
     return share_interval(result.agreement * run.photos, run.photos)
@@ -218,56 +215,12 @@ def _top1_range(run: Run, result: Result) -> tuple[float, float] | None:
 
 
 def _differences(runs: Sequence[Run]) -> dict[str, Any]:
-    """Intervals of differences of any two results on the same pictures, [i][j] being i less j.
-
-    Only j > i is given; the others are the same with the other sign.
-    """
-    found: dict[str, Any] = {"agreement": {}, "kl": {}}
-    for members in _on_the_same_pictures(runs):
-        for name, values in (("agreement", _agreements(members)), ("kl", _divergences(members))):
-            if len(values) < 2:
-                continue
-            _, pairs = mean_intervals(np.stack(list(values.values())))
-            for a, i in enumerate(values):
-                rest = {
-                    str(j): [_short(x) for x in pairs[a, b]] for b, j in enumerate(values) if j > i
-                }
-                found[name].setdefault(str(i), {}).update(rest)
-    return found
-
-
-_Member = tuple[int, Pictures, Predictions]
-
-
-def _on_the_same_pictures(runs: Sequence[Run]) -> list[list[_Member]]:
-    """(number of the result, pictures, answers), a list for each set of pictures and network."""
-    found: dict[Any, list[_Member]] = {}
-    number = 0
-    for run in runs:
-        for result in run.results:
-            known = run.pictures.predictions.get(result.key) if run.pictures else None
-            if run.pictures and known and FLOAT in run.pictures.predictions:
-                same = (run.pictures.labels, run.pictures.views, run.environment.get("data"))
-                found.setdefault(same, []).append((number, run.pictures, known))
-            number += 1
-    return list(found.values())
-
-
-def _agreements(members: Sequence[_Member]) -> dict[int, np.ndarray]:
-    """The share of views with the float network's class, by photo."""
+    """The intervals of `corrq_jax.comparison.differences`, by the figure's name."""
     return {
-        number: _by_photo(
-            np.equal(known.classes, pictures.predictions[FLOAT].classes), pictures.views
-        ).mean(1)
-        for number, pictures, known in members
-    }
-
-
-def _divergences(members: Sequence[_Member]) -> dict[int, np.ndarray]:
-    return {
-        number: _by_photo(known.kl, pictures.views).mean(1)
-        for number, pictures, known in members
-        if known.kl
+        name: {
+            i: {j: [_short(x) for x in pair] for j, pair in row.items()} for i, row in of.items()
+        }
+        for name, of in differences(runs)._asdict().items()
     }
 
 

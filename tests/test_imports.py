@@ -78,9 +78,10 @@ LAYERS = {
     ),
     "paper": ("results", ""),
     "intervals": ("metrics", "numpy"),
+    "comparison": ("details intervals results", "numpy"),
     "html_text": ("results", ""),
     "html_table": ("html_text paper results", ""),
-    "html_data": ("details html_text intervals method_styles metrics results", "numpy"),
+    "html_data": ("comparison details html_text intervals method_styles metrics results", "numpy"),
     "figure_files": ("html_text plots results", ""),
     "html_report": (
         "atomic errors figure_files html_data html_table html_text method_styles paper results",
@@ -104,8 +105,8 @@ LAYERS = {
         "numpy",
     ),
     "cli": (
-        "atomic cache corrq_jax config data errors evaluation experiment fidelity flax html_report"
-        " models paper paths plots readers report results storage sweep tensor tree",
+        "atomic cache comparison corrq_jax config data errors evaluation experiment fidelity flax"
+        " html_report models paper paths plots readers report results storage sweep tensor tree",
         "numpy typer rich jax",
     ),
     "__main__": ("cli", ""),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from corrq_jax.cli import files, measure, reproduce
+from corrq_jax.cli import compare, files, measure, reproduce
 from corrq_jax.cli.compiled import keep_compiled
 from corrq_jax.cli.show import errors
 from corrq_jax.errors import CorrqError
@@ -22,6 +22,7 @@ app = typer.Typer(
 files.register(app)
 measure.register(app)
 reproduce.register(app)
+compare.register(app)
 
 _debug = False
 _MOST_LINES = 10
