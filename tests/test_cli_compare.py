@@ -1,10 +1,13 @@
 """`corrq compare`: runs by their files, as a table, as JSON, as a page."""
 
 import dataclasses
+import inspect
 import json
 
 import pytest
 from synthetic_run import synthetic_run
+
+from corrq_jax.cli.app import app
 
 RUN = synthetic_run()
 
@@ -67,6 +70,13 @@ def test_runs_of_one_name_go_by_their_paths(done, runs):
     two = runs / "more" / "tuesday", runs / "tuesday"
     rows = json.loads(done("compare", *two, "--json"))
     assert {s["run"] for row in rows for s in row} == {str(p / "results.json") for p in two}
+
+
+def test_every_command_can_print_json():
+    named = {command.callback.__name__: command.callback for command in app.registered_commands}
+    assert {"compare", "demo", "dequantize", "quantize"} < set(named)
+    for name, command in named.items():
+        assert "as_json" in inspect.signature(command).parameters, name
 
 
 def test_errors(failed, runs):

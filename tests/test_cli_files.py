@@ -38,7 +38,8 @@ class TestRoundTrip:
         out = done("inspect", q)
         assert "32x40" in out
         assert f"{q.stat().st_size:,} bytes" in out
-        done("dequantize", q, "-o", back)
+        told = json.loads(done("dequantize", q, "-o", back, "--json"))
+        assert told == {"file": str(back), "nbytes": back.stat().st_size, "arrays": 4}
         assert_holds(back, in_memory(read_weights(source), bits=4))
 
     def test_of_a_torch_file(self, done, tmp_path):

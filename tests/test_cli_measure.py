@@ -113,6 +113,15 @@ def test_sweep_of_a_network_with_mixed_bits_and_peers(run, tiny_network, tmp_pat
         assert name in out
 
 
+def test_demo_as_json(run, tiny_network, tmp_path):
+    folder = tmp_path / "report"
+    code, out, _ = run("demo", "--bits", "3.5", "--json", "-o", folder)
+    assert code == 0
+    found = Run.from_json(out)
+    assert found == Run.from_json((folder / "results.json").read_text())
+    assert [r.bits for r in found.results] == [3.5, 3.5]
+
+
 REPORT = {"index.html", "results.json", "results.csv"}
 
 

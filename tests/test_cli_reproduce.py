@@ -73,10 +73,15 @@ def test_a_folder_with_labels_and_keras_weights(run, weights, pictures, tmp_path
     assert all(r.top5 is not None for r in first.results)
     assert "Part I" in (out / "mobilenet_v2" / "index.html").read_text()
     # Again: nothing is measured anew, not even if the network could not be run.
-    monkeypatch.setattr(fidelity.Subject, "measure", None)
+    monkeypatch.setattr(fidelity.Subject, "compare", None)
     code, again, _ = run(*words)
     assert (code, again) == (0, shown)
     assert read(out / "mobilenet_v2") == first
+    code, again, _ = run(*words, "--json")
+    found = json.loads(again)["mobilenet_v2"]
+    assert Run.from_json(json.dumps(found["run"])) == first
+    assert found["published"] == published
+    assert [len(first.pictures.thumbnails), len(first.pictures.predictions)] == [5, 3]
 
 
 def test_tfds_in_bfloat16(run, imagenette, weights, tmp_path):

@@ -318,6 +318,7 @@ def dequantize(
         pathlib.Path, typer.Option("-o", "--output", help="The file to write: .npz or .safetensors")
     ],
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a quantized file back into plain arrays of the original shapes and dtypes."""
     import numpy as np
@@ -329,4 +330,8 @@ def dequantize(
     tree = corrq.dequantize(corrq.load(file))
     arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree)[0]}
     write_weights(out, arrays, overwrite=force)
-    print(f"{out}: {len(arrays)} arrays, {out.stat().st_size:,} bytes")
+    nbytes = out.stat().st_size
+    if as_json:
+        print(json.dumps({"file": str(out), "nbytes": nbytes, "arrays": len(arrays)}))
+    else:
+        print(f"{out}: {len(arrays)} arrays, {nbytes:,} bytes")

@@ -74,6 +74,7 @@ def demo(
     bits: Annotated[
         str | None, typer.Option(help=f"{_BITS} By default a choice that takes minutes.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Quantize a real ImageNet network by every method and compare it on real photos.
 
@@ -90,8 +91,11 @@ def demo(
     errors.print(f"loading {_MODEL} and its photos", highlight=False)
     chosen = subject(_MODEL)
     run = compared(_MODEL, chosen.params, cells, chosen)
-    output.print(results_table(run))
     write(run, out)
+    if as_json:
+        print(run.to_json())
+        return
+    output.print(results_table(run))
     output.print(
         f"{run.photos} photos in {run.views} views: this is fidelity to the float network, not "
         f"accuracy. {time.perf_counter() - started:.0f} s in all."

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import pathlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from corrq_jax.atomic import atomic_write
+from corrq_jax.cli.files import AsJson
 from corrq_jax.cli.measure import (
     BatchSize,
     Bits,
@@ -27,11 +28,6 @@ from corrq_jax.cli.measure import (
 from corrq_jax.cli.show import errors, output, published_table, results_table
 from corrq_jax.data import BATCH
 from corrq_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from corrq_jax.paper import Comparison
 
 _MODELS = ("vgg16", "resnet50", "xception")
 
@@ -71,6 +67,7 @@ def reproduce(
     out: Annotated[
         pathlib.Path, typer.Option("-o", "--output", help="The folder to write.")
     ] = pathlib.Path("reproduced"),
+    as_json: AsJson = False,
 ) -> None:
     """Quantize the papers' networks by every method and measure top-1 and top-5.
 
@@ -90,6 +87,7 @@ def reproduce(
     check_folder(out)
     from corrq_jax.fidelity import subject
 
+    told: dict[str, Any] = {}
     for name in names:
         errors.print(f"loading {name} and {data}", highlight=False)
         found = subject(
@@ -105,16 +103,22 @@ def reproduce(
             dtype=dtype,
         )
         run = compared(name, found.params, cells, found, out / name / "cells")
-        output.print(results_table(run))
         published = paper.beside(name, run.results)
-        if published:
-            output.print(published_table(published, run, paper.FLOAT[name]))
+        records = [dataclasses.asdict(one) for one in published]
+        if as_json:
+            told[name] = {"run": json.loads(run.to_json()), "published": records}
+        else:
+            output.print(results_table(run))
+            if published:
+                output.print(published_table(published, run, paper.FLOAT[name]))
         write(run, out / name, published)
-        _write_published(out / name, published)
+        _write_published(out / name, records)
+    if as_json:
+        print(json.dumps(told))
 
 
-def _write_published(folder: pathlib.Path, published: "Sequence[Comparison]") -> None:
+def _write_published(folder: pathlib.Path, records: list[dict[str, Any]]) -> None:
     """What the page shows beside the papers, for programs."""
-    text = json.dumps([dataclasses.asdict(one) for one in published], indent=1)
+    text = json.dumps(records, indent=1)
     with atomic_write(folder / "published.json", overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
