@@ -40,7 +40,7 @@ def test_layers_have_cells_and_noise():
 
 
 def test_confused_answers_are_counted():
-    key = "linear @ 3"
+    key = "linear @ 4"  # some answers change, some do not
     (at,) = (i for i, r in enumerate(RUN.results) if r.key == key)
     answers = DATA["results"][at]["answers"]
     floats, ours = (RUN.pictures.predictions[k].classes for k in (FLOAT, key))
