@@ -25,10 +25,12 @@ class Differences(NamedTuple):
     Attributes:
         agreement: of agreement with the float network.
         kl: of the divergence from it.
+        kl_alone: of each result's divergence itself.
     """
 
     agreement: Ranges
     kl: Ranges
+    kl_alone: dict[int, tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +109,26 @@ def _change(
 
 def differences(runs: Sequence[Run]) -> Differences:
     """The intervals of all pairs of results on the same pictures."""
-    found = Differences({}, {})
+    found = Differences({}, {}, {})
     for members in _on_the_same_pictures(runs):
-        for ranges, values in zip(
-            found, (_agreements(members), _divergences(members)), strict=True
-        ):
-            if len(values) < 2:
-                continue
-            numbers = list(values)
-            _, pairs = mean_intervals(np.stack(list(values.values())))
-            for a, i in enumerate(numbers):
-                ranges[i] = {
-                    j: (float(pairs[a, b, 0]), float(pairs[a, b, 1]))
-                    for b, j in enumerate(numbers)
-                    if j > i
-                }
+        _add_pairs(found.agreement, _agreements(members))
+        found.kl_alone.update(_add_pairs(found.kl, _divergences(members)))
     return found
+
+
+def _add_pairs(ranges: Ranges, values: Mapping[int, np.ndarray]) -> dict[int, tuple[float, float]]:
+    """Adds the intervals of all pairs; gives back those of each result alone."""
+    if not values:
+        return {}
+    numbers = list(values)
+    alone, pairs = mean_intervals(np.stack(list(values.values())))
+    for a, i in enumerate(numbers):
+        ranges[i] = {
+            j: (float(pairs[a, b, 0]), float(pairs[a, b, 1]))
+            for b, j in enumerate(numbers)
+            if j > i
+        }
+    return {i: (float(alone[a, 0]), float(alone[a, 1])) for a, i in enumerate(numbers)}
 
 
 class _Member(NamedTuple):

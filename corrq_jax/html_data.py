@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from corrq_jax.comparison import by_photo, differences
+from corrq_jax.comparison import Ranges, by_photo, differences
 from corrq_jax.details import FLOAT, Histogram, LevelTable, Pictures, Predictions
 from corrq_jax.html_text import is_data_set
-from corrq_jax.intervals import clustered_share_interval, mean_intervals
+from corrq_jax.intervals import clustered_share_interval
 from corrq_jax.method_styles import PEER_COLOR, method_styles, peer_family, peer_marker
 from corrq_jax.metrics import share_interval
 from corrq_jax.results import LayerResult, Result, Run
@@ -30,11 +30,12 @@ def page_data(runs: Mapping[str, Run]) -> dict[str, Any]:
         for i, run in enumerate(runs.values())
         for result in run.results
     ]
-    _add_intervals(list(runs.values()), results)
+    found = differences(list(runs.values()))
+    _add_intervals(list(runs.values()), results, found.kl_alone)
     return {
         "runs": [_run(name, run) for name, run in runs.items()],
         "results": results,
-        "differences": _differences(list(runs.values())),
+        "differences": {"agreement": _pairs(found.agreement), "kl": _pairs(found.kl)},
     }
 
 
@@ -179,16 +180,16 @@ def _matrix(pictures: Pictures, found: Predictions) -> dict[str, Any] | None:
     return {"classes": classes, "counts": rows}
 
 
-def _add_intervals(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> None:
+def _add_intervals(
+    runs: Sequence[Run],
+    results: Sequence[dict[str, Any]],
+    kl: Mapping[int, tuple[float, float]],
+) -> None:
     """Adds "agreementRange", "top1Range" and "klRange", None where there is no saying."""
     numbered = [(run, result) for run in runs for result in run.results]
-    for (run, result), data in zip(numbered, results, strict=True):
-        known = run.pictures.predictions.get(result.key) if run.pictures else None
-        kl = None
-        if run.pictures and known and known.kl:
-            kl = mean_intervals(by_photo(known.kl, run.pictures.views).mean(1)[None])[0][0]
+    for number, ((run, result), data) in enumerate(zip(numbered, results, strict=True)):
         ranges = {"agreement": _agreement_range(run, result), "top1": _top1_range(run, result)}
-        for name, found in {**ranges, "kl": kl}.items():
+        for name, found in {**ranges, "kl": kl.get(number)}.items():
             data[f"{name}Range"] = None if found is None else [_short(x) for x in found]
 
 
@@ -214,13 +215,9 @@ def _top1_range(run: Run, result: Result) -> tuple[float, float] | None:
     return share_interval(result.top1 * labelled, labelled) if labelled else None
 
 
-def _differences(runs: Sequence[Run]) -> dict[str, Any]:
-    """The intervals of `corrq_jax.comparison.differences`, by the figure's name."""
+def _pairs(ranges: Ranges) -> dict[int, dict[int, list[float]]]:
     return {
-        name: {
-            i: {j: [_short(x) for x in pair] for j, pair in row.items()} for i, row in of.items()
-        }
-        for name, of in differences(runs)._asdict().items()
+        i: {j: [_short(x) for x in pair] for j, pair in row.items()} for i, row in ranges.items()
     }
 
 

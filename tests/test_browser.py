@@ -236,19 +236,23 @@ def test_two_runs(driver, show):
     ] == ["monday", "tuesday"]
     # The same method of the other run stands beside.
     assert set(chosen(driver).values()) == {"mixed bits, entropy-coded @ 3"}
-    cells = texts(driver, "#compare-table tr[data-figure='agreement'] > *")
-    assert cells[0] == "agreement with float"
-    assert all(" to " in cell for cell in cells[1:])
-    assert "points" in cells[3]
-    forth = cells[3]
-    a, b = (one(driver, f"#{k}").get_attribute("value") for k in "ab")
-    Select(one(driver, "#a")).select_by_value(b)
-    Select(one(driver, "#b")).select_by_value(a)
-    back = texts(driver, "#compare-table tr[data-figure='agreement'] td")[2]
-    swap = str.maketrans("+−", "−+")  # noqa: RUF001
-    middle, ends = forth.translate(swap).split(" (", 1)
-    low, high = ends.rstrip(")").split(" to ")
-    assert back == f"{middle} ({high} to {low})" or "0.0 points" in forth
+    first, second = str(number("linear", 4)), str(len(RUN.results) + number("optimal", 3))
+
+    def agreement(a, b):
+        """Cells of the row: its name, A, B, A less B."""
+        Select(one(driver, "#a")).select_by_value(a)
+        Select(one(driver, "#b")).select_by_value(b)
+        return texts(driver, "#compare-table tr[data-figure='agreement'] > *")
+
+    name, *figures, forth = agreement(first, second)
+    assert name == "agreement with float"
+    assert all(" to " in text for text in (*figures, forth))
+    assert agreement(second, first)[1:3] == figures[::-1]
+    swapped = agreement(second, first)[3].translate(str.maketrans("+−", "−+"))  # noqa: RUF001
+    middle, ends = swapped.rstrip(")").split(" (")
+    low, high = ends.split(" to ")
+    assert forth == f"{middle} ({high} to {low})"
+    assert not middle.startswith(("+0.0", "−0.0"))  # noqa: RUF001
 
 
 @pytest.mark.parametrize("name", ["one", "two", "bare"])
