@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 
 from corrq_jax.errors import InputError, require
-from corrq_jax.moments import Wiring, trace
-from corrq_jax.moments import match_moments as _match_moments
+from corrq_jax.network import QuantizedModel, decoded_by_path, quantize_network, shape_of
 from corrq_jax.packed import packed
 from corrq_jax.paths import flatten
 from corrq_jax.report import Report
 from corrq_jax.tree import dequantize as _dequantize_tree
-from corrq_jax.tree import quantize as _quantize_tree
+
+__all__ = ["Apply", "QuantizedModel", "dequantize", "functional", "quantize"]
 
 
 class _Leaf(NamedTuple):
@@ -51,26 +51,11 @@ class Apply:
         Raises:
             InputError: a path is missing or unknown, or a shape is another; by name, not by order.
         """
-        found = dict(flatten(_dequantize_tree(params))[0])
-        self._check(found)
+        shapes = ((leaf.path, leaf.shape) for leaf in self.leaves)
+        found = decoded_by_path(params, shapes)
         leaves = [leaf.restored(found[leaf.path]) for leaf in self.leaves]
         state = jax.tree_util.tree_unflatten(self.treedef, leaves)
         return require("flax.nnx", "flax").merge(self.graphdef, state)
-
-    def _check(self, found: dict[str, Any]) -> None:
-        shapes = {leaf.path: leaf.shape for leaf in self.leaves}
-        wrong = {
-            "missing": [path for path in shapes if path not in found],
-            "unknown to it": [path for path in found if path not in shapes],
-            "of another shape": [
-                f"{path} {_shape(found[path])} instead of {shape}"
-                for path, shape in shapes.items()
-                if path in found and _shape(found[path]) != shape
-            ],
-        }
-        if any(wrong.values()):
-            what = "; ".join(f"{_some(paths)} {why}" for why, paths in wrong.items() if paths)
-            raise InputError(f"the parameters are not this network's: {what}")
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for these arguments; its changes of state are dropped."""
@@ -79,14 +64,6 @@ class Apply:
             return self.module(params)(*args, **kwargs)
 
         return packed(call)(params, *args, **kwargs)
-
-
-def _shape(leaf: Any) -> tuple[int, ...]:
-    return tuple(getattr(leaf, "shape", ()))
-
-
-def _some(paths: list[str], most: int = 5) -> str:
-    return ", ".join(paths[:most]) + (", ..." if len(paths) > most else "")
 
 
 def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
@@ -112,39 +89,12 @@ def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
     numbered = jax.tree_util.tree_unflatten(treedef, range(len(leaves)))
     order = nnx.to_pure_dict(numbered)
     path_of = {i: path for path, i in flatten(order)[0]}
-    known = [_Leaf(path_of[i], _shape(plain[i]), generators[i]) for i in range(len(leaves))]
+    known = [_Leaf(path_of[i], shape_of(plain[i]), generators[i]) for i in range(len(leaves))]
     return Apply(graphdef, treedef, tuple(known)), jax.tree.map(plain.__getitem__, order)
 
 
 def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True)
-class QuantizedModel:
-    """An NNX module whose kernels are quantized: a pytree and a callable.
-
-    Attributes:
-        apply: the pure function.
-        params: its parameters, a nested dictionary with `corrq_jax.QuantizedTensor` leaves.
-    """
-
-    apply: Apply
-    params: Any
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns; under jit each kernel is decoded in its layer."""
-        return self.apply(self.params, *args, **kwargs)
-
-    def tree_flatten(self) -> tuple[tuple[Any], Apply]:
-        """Children and static part, for jax."""
-        return (self.params,), self.apply
-
-    @classmethod
-    def tree_unflatten(cls, apply: Apply, children: tuple[Any]) -> "QuantizedModel":
-        """The inverse of `tree_flatten`."""
-        return cls(apply, *children)
 
 
 def quantize(
@@ -175,12 +125,13 @@ def quantize(
         input_variance: likewise.
         **options: ``grid``, ``fit``, ``levels``, ``zero``, ``select``, ``coding``, ``granularity``,
             ``axes``, ``bits_per_weight``, ``max_bytes``, ``mean_correlation``, ``min_correlation``,
-            ``importance``, ``config``, ``progress``.
+            ``importance``, ``config``, ``progress``; and ``stacked``, path patterns of scanned
+            layers, each of which then gets levels of its own (`corrq_jax.stacks`).
 
     Returns:
         For a module a `QuantizedModel`, which is called like it; for Linen the same mapping with
-        `corrq_jax.QuantizedTensor` leaves, for `corrq_jax.packed` of ``model.apply`` inside jit.
-        And the report, whose ``matched`` says what was corrected.
+        `corrq_jax.QuantizedTensor` leaves, to be passed to `corrq_jax.dequantize` inside the jitted
+        step. And the report, whose ``matched`` says what was corrected.
 
     Raises:
         InputError: as for `corrq_jax.quantize`, or ``model`` is neither, or moments are to be
@@ -193,55 +144,23 @@ def quantize(
     >>> jax.jit(lambda m, x: m(x))(qmodel, jnp.ones((2, 8))).shape
     (2, 4)
     """
-    if match_moments and example is None:
-        raise InputError("match_moments=True needs an example of the inputs: give example=")
     is_linen = isinstance(model, Mapping)
-    params: Any
+    if is_linen and example is not None and apply is None:
+        raise InputError("an example with Linen variables needs apply=, such as model.apply")
     network: Any
-    if is_linen:
-        if example is not None and apply is None:
-            raise InputError("an example with Linen variables needs apply=, such as model.apply")
-        params, network = model, apply
-    else:
-        network, params = functional(model)
-    wiring = None
-    if example is not None:
-        wiring = trace(network, params, example, input_mean, input_variance)
-        options.setdefault("importance", wiring.importance)
-    qparams, report = _quantize_params(params, bits, options, is_linen)
-    if wiring is not None and _wants_matching(match_moments, wiring):
-        qparams, matched = _match_moments(wiring, params, qparams)
-        report = dataclasses.replace(report, matched=matched)
+    network, params = (apply, model) if is_linen else functional(model)
+    qparams, report = quantize_network(
+        network,
+        params,
+        bits,
+        example=example,
+        match_moments=match_moments,
+        input_mean=input_mean,
+        input_variance=input_variance,
+        collection="params" if is_linen and "params" in model else None,
+        **options,
+    )
     return (qparams if is_linen else QuantizedModel(network, qparams)), report
-
-
-def _wants_matching(asked: bool | None, wiring: Wiring) -> bool:
-    """By default where training left the moments behind; for biases they are only predicted."""
-    return any(site.norm_mean for site in wiring.sites) if asked is None else asked
-
-
-def _quantize_params(
-    params: Any, bits: Any, options: dict[str, Any], is_linen: bool
-) -> tuple[Any, Report]:
-    """Quantize a tree, or of Linen's variables the collection "params"."""
-    if not (is_linen and "params" in params):
-        return _quantize_tree(params, bits, **_restricted(options, ""))
-    rest = {key: value for key, value in params.items() if key != "params"}
-    quantized, report = _quantize_tree(params["params"], bits, **_restricted(options, "params/"))
-    kind: Any = type(params)  # a FrozenDict stays one
-    return kind({"params": quantized, **rest}), report
-
-
-def _restricted(options: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Options with the importance of kernels below a prefix only, without it in their paths."""
-    if not options.get("importance"):
-        return options
-    inner = {
-        path.removeprefix(prefix): value
-        for path, value in options["importance"].items()
-        if path.startswith(prefix)
-    }
-    return {**options, "importance": inner}
 
 
 def dequantize(model: Any) -> Any:

@@ -75,7 +75,7 @@ def match_moments(wiring: Wiring, params: Any, qparams: Any) -> tuple[Any, Match
 def _checked(wiring: Wiring, tree: Any, argument: str) -> tuple[dict[str, Any], Any]:
     """The leaves of a tree by path, and its structure."""
     entries, treedef = flatten(tree)
-    shapes = {path: tuple(np.shape(leaf)) for path, leaf in entries}
+    shapes = {path: _shape(leaf) for path, leaf in entries}
     wrong = [
         *(f"{path} is missing" for path in wiring.shapes if path not in shapes),
         *(f"{path} is unknown" for path in shapes if path not in wiring.shapes),
@@ -88,6 +88,12 @@ def _checked(wiring: Wiring, tree: Any, argument: str) -> tuple[dict[str, Any], 
     if wrong:
         raise InputError(f"{argument} is not the tree that was traced: {'; '.join(wrong[:5])}")
     return dict(entries), treedef
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """Of a stack of tensors that of the array that it stands for."""
+    stack = leaf.codes.shape[:-1] if is_quantized(leaf) else ()
+    return (*stack, *np.shape(leaf))
 
 
 def _corrected(site: Site, trained: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,12 +183,14 @@ class _Output(NamedTuple):
     Attributes:
         site: index of the site, or None if the kernel is none.
         features: axes of the output's channels, with their lengths.
-        mean: path of a normalization's running mean that was subtracted.
+        mean: path of a normalization's running mean that was subtracted, or is about to be.
+        variance: path of its running variance, if the signal was divided by its root first.
     """
 
     site: int | None
     features: dict[int, int]
     mean: str | None = None
+    variance: str | None = None
 
 
 class _Recorder:
@@ -199,6 +201,7 @@ class _Recorder:
         self.sites: list[Site] = []
         self.multiplied: list[str | None] = []  # the kernel of each product, in order
         self.reasons: dict[str, str] = {}
+        self.divided: set[str] = set()  # variances that one normalization uses twice
 
     def rules(self) -> dict[str, Rule]:
         """The rules of propagation, with those for kernels, normalizations and biases."""
@@ -260,9 +263,18 @@ class _Recorder:
         return dataclasses.replace(moved, origin=output._replace(features=features))
 
     def _shift(self, eqn: Any, *inputs: Value) -> Signal:
-        """An addition: of a bias, or of the mean of a normalization, whose deviation may follow."""
+        """An addition: of a bias, or of the mean of a normalization, whose deviation may follow.
+
+        Or it ends a normalization that divided first, as Keras's do: x / s + (shift - mean / s).
+        """
         [shifted] = follow(nodewise, eqn, inputs)
         signal, known = _signal_and_known(inputs)
+        output = signal.origin
+        if output is not None and output.variance is not None:
+            if known is not None and {output.mean, output.variance} <= known.leaves:
+                self._complete(output, output.mean, output.variance)
+                self.divided.add(output.variance)
+            return shifted
         path = self._parameter_for(signal.origin, known)
         if path is None or signal.origin.mean is not None:
             return shifted
@@ -277,14 +289,20 @@ class _Recorder:
     def _scale(self, eqn: Any, *inputs: Value) -> Signal:
         """A factor: if it is a normalization's, training says what the moments before it were."""
         signal, known = _signal_and_known(inputs)
-        output, variance = signal.origin, self._variance_for(signal.origin, known)
-        if variance is not None and (eqn.primitive.name == "mul" or inputs[1] is known):
-            self._complete(output, norm_mean=output.mean, norm_variance=variance)
-            shape = [output.features.get(axis, 1) for axis in range(eqn.outvars[0].aval.ndim)]
-            trained = np.asarray(self.parameters[variance], np.float64).reshape(shape)
-            normal = Signal(gaussian(np.zeros(shape), np.maximum(trained, 0)))
-            inputs = tuple(normal if value is signal else value for value in inputs)
-        return follow(nodewise, eqn, inputs)[0]
+        output, found = signal.origin, self._statistics_for(signal.origin, known)
+        if found is None or not (eqn.primitive.name == "mul" or inputs[1] is known):
+            return follow(nodewise, eqn, inputs)[0]
+        shape = [output.features.get(axis, 1) for axis in range(eqn.outvars[0].aval.ndim)]
+        mean, variance = (np.asarray(self.parameters[path], np.float64) for path in found)
+        is_centered = output.mean is not None
+        center = np.zeros(shape) if is_centered else mean.reshape(shape)
+        normal = Signal(gaussian(center, np.maximum(variance, 0).reshape(shape)))
+        [scaled] = follow(nodewise, eqn, [normal if value is signal else value for value in inputs])
+        if is_centered:
+            self._complete(output, *found)
+            return scaled
+        divided = output._replace(mean=found[0], variance=found[1])
+        return dataclasses.replace(scaled, origin=divided)
 
     def _parameter_for(self, output: _Output | None, known: Known | None) -> str | None:
         """Path of the parameter that is this operand, a value for each channel of the output."""
@@ -298,23 +316,38 @@ class _Recorder:
         is_whole = value[one].size == size == np.size(self.parameters[known.raw])
         return known.raw if is_whole else None
 
-    def _variance_for(self, output: _Output | None, known: Known | None) -> str | None:
-        """Path of the running variance beside the subtracted mean, if this operand has it."""
-        if output is None or known is None or output.mean is None:
+    def _statistics_for(
+        self, output: _Output | None, known: Known | None
+    ) -> tuple[str, str] | None:
+        """Paths of a normalization's running mean and variance, if this operand has the latter.
+
+        The mean is that which was subtracted, or, before any was, the one beside the variance.
+        """
+        if output is None or known is None or output.variance is not None:
             return None
-        parent = output.mean.rpartition("/")[0]
-        size = np.size(self.parameters[output.mean])
-        for path in known.leaves:
-            beside = path.rpartition("/")[0] == parent and _name(path) in VARIANCES
-            if beside and np.size(self.parameters[path]) == size:
-                return path
+        for variance in sorted(known.leaves):
+            parent, name = _parent(variance), _name(variance)
+            size = np.size(self.parameters[variance])
+            if name not in VARIANCES or size != math.prod(output.features.values()):
+                continue
+            for mean in [output.mean] if output.mean else sorted(self.parameters):
+                beside = _parent(mean) == parent and _name(mean) in MEANS
+                if beside and np.size(self.parameters[mean]) == size:
+                    return mean, variance
         return None
 
-    def _complete(self, output: _Output, **paths: str | None) -> None:
+    def _complete(
+        self,
+        output: _Output,
+        norm_mean: str | None = None,
+        norm_variance: str | None = None,
+        bias: str | None = None,
+    ) -> None:
         """Notes what corrects a site; what was found first stays."""
         if output.site is not None:
             site = self.sites[output.site]
-            new = {name: path for name, path in paths.items() if getattr(site, name) is None}
+            paths = {"norm_mean": norm_mean, "norm_variance": norm_variance, "bias": bias}
+            new = {name: p for name, p in paths.items() if p and getattr(site, name) is None}
             self.sites[output.site] = dataclasses.replace(site, **new)
 
     def shares(self, at_output: np.ndarray) -> dict[str, float]:
@@ -329,7 +362,8 @@ class _Recorder:
         """What was found, less the sites whose kernel or correction is used elsewhere too."""
         sites, reasons = [], dict(self.reasons)
         for site in self.sites:
-            shared = [path for path in (site.kernel, *site.targets) if len(uses[path]) > 1]
+            own = (site.kernel, *site.targets)
+            shared = [p for p in own if len(uses[p]) > 1 + (p in self.divided)]
             if shared:
                 reasons[site.kernel] = f"{shared[0]} is used more than once"
             else:
@@ -353,6 +387,10 @@ def _signal_and_known(inputs: Sequence[Value]) -> tuple[Signal, Known | None]:
 
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _unused(uses: Sequence[str]) -> str:

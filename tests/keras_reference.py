@@ -54,7 +54,7 @@ def reference(name, shape, classes=1000, seed=0, factor=lambda kind, shape: 1):
     )
     for variable in model.weights:
         kind = variable.path.rpartition("/")[2]
-        variable.assign(factor(kind, variable.shape) * _random(rng, kind, variable.shape))
+        variable.assign(factor(kind, variable.shape) * random_variable(rng, kind, variable.shape))
     images = pictures(rng, shape)
     state = (
         [v.value for v in model.trainable_variables],
@@ -73,7 +73,7 @@ def pictures(rng, shape):
     return (colours + rng.uniform(-0.5, 0.5, (2, *shape, 3))).astype(np.float32)
 
 
-def _random(rng, kind, shape):
+def random_variable(rng, kind, shape):
     """Values of a size that keeps signals at the order of one through any number of layers."""
     if kind in ("gamma", "moving_variance"):
         return rng.uniform(0.5, 1.5, shape)

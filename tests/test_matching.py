@@ -219,3 +219,37 @@ def test_wrong_arguments_are_refused():
         jax.jit(lambda p: trace(two_layers, p, image(1, 32)) and 0)(params)
     with pytest.raises(InputError, match="first/kernel: shape"):
         wiring.sites[0].output_moments(np.ones((2, 2)))
+
+
+def divided_first(x, p, mean=True, again=False):
+    """A normalization as Keras's: one factor, then one shift."""
+    factor = lax.rsqrt(p["var"] + 1e-5) * p["gamma"]
+    shift = p["beta"] - p["mean"] * factor if mean else p["beta"] - factor
+    return x * factor + shift + (x * p["var"] if again else 0)
+
+
+@pytest.mark.parametrize("last", [{}, {"mean": False}, {"again": True}])
+def test_a_normalization_may_divide_first(last):
+    params = trained_two_layers()
+
+    def apply(norm, params, x):
+        x = jax.nn.relu(norm(x @ params["first"]["kernel"], params["norm"]))
+        return x @ params["second"]["kernel"] + params["second"]["bias"]
+
+    norms = (plain_norm, lambda x, p: divided_first(x, p, **last))
+    plain, divided = (
+        trace(lambda p, x, norm=norm: apply(norm, p, x), params, image(1, 32), input_mean=0.5)
+        for norm in norms
+    )
+    if last:  # it is no normalization, or its variance has another use
+        assert not any(site.norm_mean for site in divided.sites)
+        return
+    other = changed(params)
+    (wanted, report), (found, same) = (match_moments(w, params, other) for w in (plain, divided))
+    assert report == same
+    # The sums are the same but for the order, in float64; the results are float32.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
+    for site, expected in zip(divided.sites, plain.sites, strict=True):
+        # Factor and shift are float32, and what relu leaves of a channel may be little.
+        np.testing.assert_allclose(site.mean, expected.mean, rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(site.variance, expected.variance, rtol=1e-4, atol=1e-8)

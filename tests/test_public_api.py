@@ -14,10 +14,13 @@ PUBLIC = {
         BATCH FASHION_CLASSES FASHION_MNIST PHOTOS FashionMnist ImageFolder Photo Pictures
         Preprocess Record Source TfdsSource all_views batches example_batches load load_photos
         preprocessing read_fashion_mnist read_folder tfds_source views""",
+    "corrq_jax.equinox": "Apply QuantizedModel dequantize functional quantize",
     "corrq_jax.evaluation": """
         Metrics UNKNOWN change_interval evaluate in_dtype logits metrics_from_logits
         share_interval""",
+    "corrq_jax.export": "Encoded Rows to_numpy unpacked_codes",
     "corrq_jax.flax": "Apply QuantizedModel dequantize functional quantize",
+    "corrq_jax.keras": "Apply QuantizedModel assign dequantize functional quantize",
     "corrq_jax.methods": "Method cells methods peer_cells short_cells without_wiring",
     "corrq_jax.models": "ModelInfo create info load names trained_weights",
     "corrq_jax.moments": "Matched Site Wiring match_moments trace",
@@ -25,6 +28,7 @@ PUBLIC = {
         CHANNEL PEERS TENSOR Groups Layout Peer PeerRow absmax half_quadratic kmeans min_max
         normal_float peers stored_bits""",
     "corrq_jax.readers": "open_weights read_weights write_weights",
+    "corrq_jax.stacks": "quantize",
 }
 
 
