@@ -26,7 +26,7 @@ LAYERS = {
     "fields": ("errors", "numpy"),
     "details": ("errors fields", "numpy"),
     "results": ("details errors fields", "numpy"),
-    "readers": ("errors atomic lazy", "numpy ml_dtypes h5py"),
+    "readers": ("errors atomic lazy", "numpy ml_dtypes h5py jax orbax"),
     "models": ("cache errors readers", "jax numpy flax pooch requests tqdm"),
     "data": ("errors", "numpy PIL grain tensorflow_datasets"),
     "metrics": ("errors", "jax numpy"),
@@ -92,6 +92,7 @@ LAYERS = {
     ),
     "flax": ("errors network packed paths report tree", "jax flax"),
     "keras": ("errors network packed report", "keras"),
+    "orbax": ("errors export readers tensor", "jax numpy orbax"),
     "equinox": ("errors network packed paths report", "jax equinox"),
     "fidelity": (
         "data details errors evaluation flax metrics models moments precision tree",

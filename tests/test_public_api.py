@@ -24,10 +24,11 @@ PUBLIC = {
     "corrq_jax.methods": "Method cells methods peer_cells short_cells without_wiring",
     "corrq_jax.models": "ModelInfo create info load names trained_weights",
     "corrq_jax.moments": "Matched Site Wiring match_moments trace",
+    "corrq_jax.orbax": "from_arrays load save to_arrays",
     "corrq_jax.peers": """
         CHANNEL PEERS TENSOR Groups Layout Peer PeerRow absmax half_quadratic kmeans min_max
         normal_float peers stored_bits""",
-    "corrq_jax.readers": "open_weights read_weights write_weights",
+    "corrq_jax.readers": "open_weights read_checkpoint read_weights write_weights",
     "corrq_jax.stacks": "quantize",
 }
 

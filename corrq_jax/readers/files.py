@@ -15,6 +15,7 @@ from corrq_jax.errors import FileFormatError, InputError
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.h5 import open_h5, open_keras
 from corrq_jax.readers.npz import open_npz, write_npz
+from corrq_jax.readers.orbax_folder import is_checkpoint, read_orbax
 from corrq_jax.readers.safetensors_file import open_safetensors, write_safetensors
 from corrq_jax.readers.torch_pickle import read_torch
 
@@ -25,13 +26,18 @@ def _open_safetensors(path: pathlib.Path) -> contextlib.nullcontext[dict[str, La
     return contextlib.nullcontext(open_safetensors(path))
 
 
-def _open_torch(path: pathlib.Path) -> contextlib.nullcontext[dict[str, LazyArray]]:
-    """Read whole: its tensors are views of storages that they may share."""
-    arrays = read_torch(path).items()
+def _open_whole(
+    read: Callable[[pathlib.Path], dict[str, np.ndarray]], path: pathlib.Path
+) -> contextlib.nullcontext[dict[str, LazyArray]]:
+    """What is read at once: PyTorch's tensors are views of storages that they may share."""
+    arrays = read(path).items()
     return contextlib.nullcontext(
         {n: LazyArray(a.shape, a.dtype, functools.partial(np.asarray, a)) for n, a in arrays}
     )
 
+
+_open_torch = functools.partial(_open_whole, read_torch)
+_open_orbax = functools.partial(_open_whole, read_orbax)
 
 _BY_SUFFIX: dict[str, _Opener] = {
     ".npz": open_npz,
@@ -59,8 +65,8 @@ _FOREIGN = {
 def open_weights(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
     """The arrays of a weight file, of which each is read when it is asked for.
 
-    Only one array has to be in memory at a time; PyTorch's files and `.keras` archives are read
-    whole, though. The arrays can be read while the context is open.
+    Only one array has to be in memory at a time; PyTorch's files, `.keras` archives and Orbax
+    checkpoints are read whole, though. The arrays can be read while the context is open.
 
     Args:
         path: the file, as for `read_weights`.
@@ -96,9 +102,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       'optimizer/' in Keras 3) is skipped.
     * `.keras`: the archive's 'model.weights.h5', as above.
     * `.pt`, `.pth`: a PyTorch state dictionary.
+    * an Orbax checkpoint, a folder: every array by its path, such as 'params/dense/kernel'.
 
     Args:
-        path: the file.
+        path: the file, or the checkpoint's folder.
 
     Returns:
         The arrays by name, in the dtypes of the file and this machine's byte order; some may be
@@ -106,7 +113,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: `path` is a folder.
+        IsADirectoryError: `path` is another folder.
         FileFormatError: the file is empty, damaged, of an unknown format, or holds something
             that is not an array of numbers.
         MissingDependencyError: the format's library is not installed.
@@ -153,6 +160,8 @@ def write_weights(
 
 def _opener(path: pathlib.Path) -> _Opener:
     """What opens a file of this content, or of this suffix where the content says nothing."""
+    if is_checkpoint(path):
+        return _open_orbax
     head = _head(path)
     opener = _opener_by_content(path, head) or _BY_SUFFIX.get(path.suffix.lower())
     for start, what in _FOREIGN.items():
