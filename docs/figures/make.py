@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from corrq_jax.plot_style import legend_below, method_styles, new_figure, styled
+from corrq_jax.method_styles import method_styles
+from corrq_jax.plot_style import legend_below, new_figure, styled
 
 MEAN = "mean of $1-\\rho^2$ over 50 kernels"
 HERE = pathlib.Path(__file__).parent
