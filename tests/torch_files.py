@@ -153,8 +153,8 @@ class View:
         return np.lib.stride_tricks.as_strided(data[self.offset :], self.shape, strides)
 
 
-class Unpickler(pickle.Unpickler):
-    """Reads the pickles of well-behaved files."""
+class Unpickler(pickle._Unpickler):
+    """Reads the pickles of well-behaved files; the one in C makes room for any memo's number."""
 
     def find_class(self, module, name):
         if module == "torch" and name in STORAGES:

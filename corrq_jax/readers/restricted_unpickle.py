@@ -61,13 +61,14 @@ def unpickle(
     machine = _Machine(functions, constants, persistent_load)
     size, frame_end = len(file.getbuffer()), 0
     try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "FRAME":
+        for opcode, argument, start in pickletools.genops(file):
+            is_cut = start is not None and start < frame_end < file.tell()
+            if opcode.name == "FRAME" and not is_cut:
                 frame_end = file.tell() + (argument or 0)
-            if opcode.name == "STOP" and file.tell() >= frame_end:
+            if is_cut or frame_end > size or (opcode.name == "STOP" and file.tell() < frame_end):
+                raise UnpickleError("its pickle is malformed or cut short (a frame ends elsewhere)")
+            if opcode.name == "STOP":
                 return machine.pop()
-            if opcode.name == "STOP" or frame_end > size:
-                raise UnpickleError("its pickle is malformed or cut short (a frame is too long)")
             machine.step(opcode.name, argument)
     except (ValueError, OverflowError) as error:  # what pickletools raises for malformed opcodes
         raise UnpickleError(f"its pickle is malformed or cut short ({error})") from error
