@@ -15,6 +15,7 @@ from corrq_jax.array import quantize_array
 from corrq_jax.config import Config
 from corrq_jax.core.correlation import correlation
 from corrq_jax.errors import CorrqError, FileFormatError, InputError, MissingDependencyError
+from corrq_jax.matmul import matmul
 from corrq_jax.packed import packed
 from corrq_jax.report import Report, Row, Skipped
 from corrq_jax.storage import Archive, load, save
@@ -37,6 +38,7 @@ __all__ = [
     "correlation",
     "dequantize",
     "load",
+    "matmul",
     "packed",
     "quantize",
     "quantize_array",

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from corrq_jax.core.coding import pattern
 
@@ -70,6 +69,8 @@ def partial_sums(
     Returns:
         float32[rows / depth, batch, columns].
     """
+    from jax.experimental import pallas as pl  # a fifth of the time of `import jax`
+
     batch, rows = x.shape
     group, span = pattern(bits)
     packed = codes.reshape(rows, -1) if span == 1 else codes.reshape(rows, -1, span)
@@ -113,13 +114,15 @@ def _kernel(
     x: Any, codes: Any, table: Any, out: Any, *, bits: int, blocks: Blocks, paired: bool
 ) -> None:
     """One block of columns and ``depth`` rows; refs in, refs out."""
+    from jax.experimental.pallas import ds
+
     group, span = pattern(bits)
     batch, steps = x.shape[0], blocks.depth // (blocks.rows * blocks.unroll)
     decode: Callable[..., Any] = _decode_pairs if paired else _decode
 
     def pieces(i: Any) -> list[Any]:
         first = i * blocks.unroll
-        return [pl.ds((first + u) * blocks.rows, blocks.rows) for u in range(blocks.unroll)]
+        return [ds((first + u) * blocks.rows, blocks.rows) for u in range(blocks.unroll)]
 
     def load(i: Any) -> list[list[Any]]:
         if span == 1:
