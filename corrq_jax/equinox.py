@@ -27,12 +27,18 @@ class Apply:
     Parameters are the module with its arrays alone, as ``equinox.filter(module, is_array)`` makes
     it, or a nested dictionary of the same paths, as from a file. Two modules of one architecture
     give equal functions.
+
+    Attributes:
+        treedef: the structure of the arrays.
+        shapes: path and shape of each array, in order.
+        rest: what is not an array; None in place of arrays.
+        all_leaves: the structure of the rest.
     """
 
     treedef: Any
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # path and shape of each array, in order
-    rest: tuple[Any, ...]  # what is not an array; in place of arrays None
-    all_leaves: Any  # the structure of these
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    rest: tuple[Any, ...]
+    all_leaves: Any
 
     def module(self, params: Any) -> Any:
         """The module with these parameters, decoded.

@@ -116,7 +116,7 @@ def unpacked_codes(encoded: Encoded) -> np.ndarray:
         encoded: one of `to_numpy`.
 
     Returns:
-        uint8[..., *shape], the axes of a stack first.
+        ``uint8[..., *shape]``, the axes of a stack first.
 
     >>> kernel = {"codes": np.array([33, 3], np.uint8), "bits": 4, "shape": (3,)}
     >>> unpacked_codes(kernel)

@@ -19,10 +19,14 @@ class Apply:
     Parameters are a nested dictionary of all the model's variables by their paths, the statistics
     of normalizations and the state of random generators included; those that are quantized are
     decoded inside: under jit each in its layer, so that only packed codes stay in memory.
+
+    Attributes:
+        model: the Keras model.
+        shapes: path and shape of each variable, in order.
     """
 
     model: Any
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # path and shape of each variable, in order
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     def variables(self) -> Iterator[tuple[str, Any]]:
         """(path, variable) of all the model's variables."""

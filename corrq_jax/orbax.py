@@ -101,6 +101,7 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
 
     Raises:
         FileExistsError: the folder exists.
+        InputError: the tree holds no arrays.
         MissingDependencyError: orbax-checkpoint is not installed.
     """
     folder = pathlib.Path(path).absolute()

@@ -39,6 +39,17 @@ def test_the_api_pages_are_of_the_public_modules():
     assert sorted(re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)) == sorted(PUBLIC)
 
 
+def test_the_site_is_built_without_warnings_and_asks_no_other_host(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("furo")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    check = [sys.executable, ".ci/site.py", str(tmp_path)]
+    done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_figures_are_those_that_are_drawn(tmp_path):
     figures = ROOT / "docs" / "figures"
     command = [sys.executable, str(figures / "make.py"), str(tmp_path)]
