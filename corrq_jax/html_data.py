@@ -15,7 +15,7 @@ from corrq_jax.metrics import share_interval
 from corrq_jax.results import LayerResult, Result, Run
 
 _PARTS = ("codes", "levels", "scales", "rest", "header")
-_MOST_CONFUSED = 20  # pairs of classes that are listed
+_MOST_CONFUSED = 12  # pairs of classes that are listed
 _MATRIX = 20  # classes that a table of confusions may have
 
 
