@@ -18,7 +18,9 @@ from corrq_jax.errors import CorrqError, FileFormatError, InputError, MissingDep
 from corrq_jax.matmul import matmul
 from corrq_jax.packed import packed
 from corrq_jax.report import Report, Row, Skipped
+from corrq_jax.restoring import dequantize_file
 from corrq_jax.storage import Archive, load, save
+from corrq_jax.streaming import quantize_file
 from corrq_jax.tensor import QuantizedTensor
 from corrq_jax.tree import dequantize, quantize
 
@@ -37,10 +39,12 @@ __all__ = [
     "Skipped",
     "correlation",
     "dequantize",
+    "dequantize_file",
     "load",
     "matmul",
     "packed",
     "quantize",
     "quantize_array",
+    "quantize_file",
     "save",
 ]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[p
         IsADirectoryError: `path` is a folder.
         OSError: the folder cannot be written to, or the disk is full.
     """
-    target = _target(path, overwrite=overwrite)
+    target = target_of(path, overwrite=overwrite)
     with _work_folder(target.parent) as folder:
         temporary = folder / f"new{target.suffix}"
         temporary.touch()
@@ -60,15 +61,49 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[p
 
 
 @contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields an empty folder near `path`; on success it becomes `path` in one step.
+
+    As `atomic_write`, but nothing that exists is replaced.
+
+    Args:
+        path: the folder to make; the one it is in must exist.
+
+    Yields:
+        The path of an empty folder to write to.
+
+    Raises:
+        FileExistsError: `path` exists.
+        FileNotFoundError: the folder that `path` is in does not exist.
+        OSError: that folder cannot be written to, or the disk is full.
+    """
+    target = new_folder_of(path)
+    with _work_folder(target.parent) as work:
+        folder = work / "new"
+        folder.mkdir()
+        yield folder
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        folder.rename(target)
+    _flush_folder(target.parent)
+
+
+@contextlib.contextmanager
 def _work_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     """A new folder, locked as long as this process writes there and lives."""
-    for left in parent.glob(f"{_WORK}*"):
-        _remove_if_left(left)
+    remove_left(parent)
     folder, lock = _new_folder(parent)
     try:
         yield folder
     finally:
         _remove(folder, lock)
+
+
+def remove_left(parent: pathlib.Path) -> None:
+    """Removes what killed processes have left when writing to this folder."""
+    for left in parent.glob(f"{_WORK}*"):
+        _remove_if_left(left)
 
 
 def _new_folder(parent: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
@@ -121,7 +156,9 @@ def _remove(folder: pathlib.Path, lock: IO[bytes]) -> None:
     """Removes a work folder; the lock last, so that another process can go on when it is killed."""
     with contextlib.suppress(OSError):
         for file in folder.iterdir():
-            if file.name != "lock":
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != "lock":
                 file.unlink()
         (folder / "lock").unlink(missing_ok=True)
     lock.close()  # Network filesystems keep a file that is open, under another name.
@@ -129,22 +166,45 @@ def _remove(folder: pathlib.Path, lock: IO[bytes]) -> None:
         folder.rmdir()
 
 
-def _target(path: str | os.PathLike[str], *, overwrite: bool) -> pathlib.Path:
-    """The file to write, behind any symbolic link, or the reason why it cannot be written."""
+def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> pathlib.Path:
+    """The file to write, behind any symbolic link, or the reason why it cannot be written.
+
+    Raises:
+        OSError: as `atomic_write`.
+    """
     target = pathlib.Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(
             errno.EISDIR, "cannot write a file here, it is a folder; give a file name", str(path)
         )
+    _check_parent(target, path)
+    if target.exists() and not overwrite:
+        raise _exists(path)
+    return target
+
+
+def new_folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder to make, behind any symbolic link, or the reason why it cannot be made.
+
+    Raises:
+        OSError: as `atomic_folder`.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    if target.exists():
+        raise FileExistsError(
+            errno.EEXIST, "it exists already; choose another name, or remove it first", str(path)
+        )
+    _check_parent(target, path)
+    return target
+
+
+def _check_parent(target: pathlib.Path, path: str | os.PathLike[str]) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT,
             f"the folder {str(target.parent)!r} does not exist; make it first, then write",
             str(path),
         )
-    if target.exists() and not overwrite:
-        raise _exists(path)
-    return target
 
 
 def _exists(path: str | os.PathLike[str]) -> FileExistsError:

@@ -226,9 +226,10 @@ def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Pla
         if kind is not None:
             containers[name] = kind
         for key, child in children:
-            visit(child, (*keys, paths.key_name(key)))
+            visit(child, (*keys, paths.key_name(key)))  # noqa: F821 (deleted below)
 
     visit(tree, ())
+    del visit  # a function that names itself is a cycle: the arrays would be kept for a while
     # Widest elements first keeps every tensor aligned to its element without padding.
     stored.sort(key=lambda s: -s.array.dtype.itemsize)
     by_name = {s.name: s for s in stored}

@@ -26,6 +26,7 @@ from corrq_jax.core.compiling import jit_search
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.errors import InputError
 from corrq_jax.granularity import Spread
+from corrq_jax.lazy import LazyArray
 from corrq_jax.tensor import QuantizedTensor, Rows, empty_to_hand_over
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -109,7 +110,7 @@ class Leaf:
         path: where it is in the tree, for messages.
         array: the leaf as it came.
         flat: its weights, one axis, a view where that is possible; on an accelerator, where that
-            would be a copy, the array as it came.
+            would be a copy, the array as it came; once `released`, only their number and dtype.
         factor: power of two that every piece is multiplied by on the host; 1 for all but float64
             and subnormal tensors.
         lo: smallest weight, times ``factor``; with ``scales``, smallest scaled weight.
@@ -238,13 +239,28 @@ def read(path: str, array: Any, extremes: tuple[float, float] | None = None) -> 
     largest = max(abs(lo), abs(hi))
     factor = 1.0
     if largest < _TINY or flat.dtype == np.float64:
-        wide = np.asarray(flat).astype(np.float64)  # lo and hi may have been flushed to zero
+        # lo and hi may have been flushed to zero.
+        wide = np.asarray(flat).astype(np.float64, copy=False)
         lo, hi = float(wide.min()), float(wide.max())
         largest = max(abs(lo), abs(hi))
         # 1023 is float64's largest exponent: only its subnormal tensors would want a larger factor.
         power = min(-int(np.frexp(largest)[1]), 1023)
         factor = float(np.ldexp(1.0, power)) if largest else 1.0
     return Leaf(path, array, flat, factor, lo * factor, hi * factor)
+
+
+def released(leaf: Leaf) -> Leaf:
+    """The leaf without the weights of an array that is read when asked for; others as they are."""
+    return dataclasses.replace(leaf, flat=leaf.array) if _is_lazy(leaf) else leaf
+
+
+def loaded(leaf: Leaf) -> Leaf:
+    """The leaf with its weights, which `released` may have let go of."""
+    return dataclasses.replace(leaf, flat=_flat(leaf.array)) if _is_lazy(leaf) else leaf
+
+
+def _is_lazy(leaf: Leaf) -> bool:
+    return isinstance(leaf.array, LazyArray)
 
 
 def _flat(array: Any) -> Any:

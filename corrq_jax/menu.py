@@ -62,8 +62,8 @@ class Option:
 
 
 def measure(leaf: Leaf) -> Measured:
-    """The density of a leaf that is not constant."""
-    return Measured(leaf, *leaves.measure(leaf))
+    """The density of a leaf that is not constant; the leaf without weights that are on disk."""
+    return Measured(leaves.released(leaf), *leaves.measure(leaf))
 
 
 def batch_size(item: Measured) -> int:
@@ -190,7 +190,7 @@ def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
     """A tensor of at most ``levels`` distinct weights as it is."""
     if item.leaf.scales is not None or occupied > levels:
         return None
-    values = leaves.distinct(item.leaf, levels)
+    values = leaves.distinct(leaves.loaded(item.leaf), levels)
     if values is None:
         return None
     bits = _bits(values.size)
@@ -212,7 +212,7 @@ def _overhead(leaf: Leaf, how: str) -> int:
 
 def encode(option: Option) -> tuple[QuantizedTensor, float]:
     """The tensor as an option says, and its noise."""
-    leaf = option.leaf
+    leaf = leaves.loaded(option.leaf)
     if option.quantizer is None:
         values = leaves.distinct(leaf, 1 << option.bits)
         assert values is not None

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import zlib
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -80,15 +80,18 @@ def save(
         )
     with atomic_write(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.write(layout.header())
-        checksums = []
-        for stored in layout.stored.values():
-            data = stored.data()
-            checksums.append(zlib.crc32(data))
-            file.write(data)
+        checksums = [_write(file, stored) for stored in layout.stored.values()]
         size = file.tell()
         file.seek(0)
         file.write(layout.header(checksums))
     return size
+
+
+def _write(file: BinaryIO, stored: Stored) -> int:
+    """Write a tensor; its checksum."""
+    data = stored.data()
+    file.write(data)
+    return zlib.crc32(data)
 
 
 class Archive:

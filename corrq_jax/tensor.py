@@ -126,8 +126,11 @@ class QuantizedTensor:
 
     def unpacked(self) -> np.ndarray:
         """uint8[size]: the codes of one tensor, a byte each."""
-        pieces = unpacked_pieces(np.asarray(self.codes), self.size, self.bits)
-        return np.concatenate([np.empty(0, np.uint8), *pieces])
+        codes, start = np.empty(self.size, np.uint8), 0
+        for piece in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
+            codes[start : start + piece.size] = piece
+            start += piece.size
+        return codes
 
     def _traced(self) -> jax.Array:
         def one(codes: jax.Array, levels: jax.Array, scales: jax.Array | None) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from corrq_jax.budget import allocate
 from corrq_jax.config import Bits, Config, Select, matches
 from corrq_jax.errors import InputError
 from corrq_jax.granularity import rows_of
+from corrq_jax.lazy import LazyArray
 from corrq_jax.report import Budget, Report, Row, Skipped
 from corrq_jax.rescale import scaled
 from corrq_jax.tensor import QuantizedTensor, is_quantized
@@ -30,6 +31,19 @@ _NOT_KERNELS = {
 class _Fitted(NamedTuple):
     tensor: QuantizedTensor
     noise: float
+
+
+class Passes(NamedTuple):
+    """The two passes over a tensor; `corrq_jax.parts` keeps what they find.
+
+    Attributes:
+        measure: of (path, array, config, extremes if they are known) the densities in each
+            granularity that the tensor may have; none if it is constant.
+        encode: of an option the tensor, and its noise.
+    """
+
+    measure: Callable[[str, Any, Config, tuple[float, float] | None], list[menu.Measured]]
+    encode: Callable[[menu.Option], tuple[QuantizedTensor, float]]
 
 
 def default_select(path: str, leaf: Any) -> bool:
@@ -140,17 +154,28 @@ def quantize(
         config = single
     elif single != Config():
         raise InputError("quantize: give either config or the single options, not both")
+    return quantize_by(Passes(measure, menu.encode), params, config, importance, progress)
+
+
+def quantize_by(
+    passes: Passes,
+    params: Any,
+    config: Config,
+    importance: Mapping[str, float] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Any, Report]:
+    """`quantize` with passes over the tensors that are given."""
     entries, treedef = paths.flatten(params)
-    _check_patterns(config, [path for path, _ in entries])
-    chosen, reasons = _choose(config, entries)
+    chosen, reasons = choose(config, entries)
     _check_importance(importance, [path for path, _ in entries])
     budget: Budget | None = None
+    menus = _menus(chosen, config, passes)
     if config.target is None:
-        results = ((path, menu.encode(option)) for path, option in _pick_alone(chosen, config))
+        results = ((path, passes.encode(option)) for path, option in _pick_alone(menus))
     else:
-        menus = dict(_menus(chosen, config))
+        menus = dict(menus)
         rest = layout.rest_nbytes(params, set(menus)) if config.max_bytes is not None else 0
-        found, budget = _within_target(menus, config, importance or {}, rest)
+        found, budget = _within_target(menus, config, importance or {}, rest, passes)
         results = iter(found.items())
     fitted = {}
     for path, result in results:
@@ -189,8 +214,13 @@ def _check_patterns(config: Config, all_paths: list[str]) -> None:
             )
 
 
-def _choose(config: Config, entries: list[tuple[str, Any]]):
-    """The leaves to quantize, and for each other leaf the reason why not."""
+def choose(config: Config, entries: list[tuple[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The leaves to quantize by path, and for each other leaf the reason why not.
+
+    Raises:
+        InputError: a pattern matches no path.
+    """
+    _check_patterns(config, [path for path, _ in entries])
     chosen: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for path, leaf in entries:
@@ -207,7 +237,7 @@ def _choose(config: Config, entries: list[tuple[str, Any]]):
 def _reason_against(config: Config, path: str, leaf: Any) -> str | None:
     if is_quantized(leaf):
         return "quantized already"
-    if not isinstance(leaf, np.ndarray | jax.Array | np.generic):
+    if not isinstance(leaf, np.ndarray | jax.Array | np.generic | LazyArray):
         return f"not an array: {type(leaf).__name__}"
     if isinstance(leaf, Tracer):
         raise InputError(
@@ -250,7 +280,16 @@ def _variants(
     return [leaf if r is None else scaled(leaf, r) for r in kept]
 
 
-def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[menu.Option]]]:
+def measure(
+    path: str, array: Any, config: Config, extremes: tuple[float, float] | None = None
+) -> list[menu.Measured]:
+    """The densities of a leaf in each granularity that it may have; none if it is constant."""
+    return [menu.measure(variant) for variant in _variants(path, array, config, extremes)]
+
+
+def _menus(
+    chosen: dict[str, Any], config: Config, passes: Passes
+) -> Iterator[tuple[str, list[menu.Option]]]:
     """Each tensor's options, a batch of equal widths at a time; skips constant ones."""
     pending: dict[tuple[tuple[int, ...], bool], list[menu.Measured]] = {}
     together: dict[str, list[menu.Option]] = {}
@@ -270,13 +309,13 @@ def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[m
     extremes = leaves.extremes(chosen)
     for path, array in chosen.items():
         widths = config.widths_of(path)
-        assert widths is not None  # _choose took only such
+        assert widths is not None  # choose took only such
         allowed = widths, config.may_be_coded(path)
-        variants = _variants(path, array, config, extremes.get(path))
+        variants = passes.measure(path, array, config, extremes.get(path))
         waiting[path] = len(variants)
         for variant in variants:
             batch = pending.setdefault(allowed, [])
-            batch.append(menu.measure(variant))
+            batch.append(variant)
             if len(batch) == menu.batch_size(batch[0]):
                 yield from finish(*allowed)
     for allowed in list(pending):
@@ -284,7 +323,11 @@ def _menus(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, list[m
 
 
 def _within_target(
-    menus: dict[str, list[menu.Option]], config: Config, importance: Mapping[str, float], rest: int
+    menus: dict[str, list[menu.Option]],
+    config: Config,
+    importance: Mapping[str, float],
+    rest: int,
+    passes: Passes,
 ) -> tuple[dict[str, tuple[QuantizedTensor, float]], Budget]:
     """Tensors and their noise as a target asks for.
 
@@ -298,7 +341,7 @@ def _within_target(
         wrong = False
         for path, option in picks.items():
             if path not in encoded or encoded[path][0] is not option:
-                encoded[path] = option, menu.encode(option)
+                encoded[path] = option, passes.encode(option)
             noise = encoded[path][1][1]
             if promised and option.leaf.scales is not None and noise > option.noise:
                 corrected = dataclasses.replace(option, noise=noise)
@@ -309,9 +352,11 @@ def _within_target(
             return {path: result for path, (_, result) in encoded.items()}, budget
 
 
-def _pick_alone(chosen: dict[str, Any], config: Config) -> Iterator[tuple[str, menu.Option]]:
+def _pick_alone(
+    menus: Iterable[tuple[str, list[menu.Option]]],
+) -> Iterator[tuple[str, menu.Option]]:
     """Without a target: the least noise in at most the bytes of packed codes of these bits."""
-    for path, options in _menus(chosen, config):
+    for path, options in menus:
         limit = min((o.nbytes for o in options if o.coding == "packed"), default=np.inf)
         small = [o for o in options if o.nbytes <= limit]
         yield path, min(small, key=lambda o: o.noise)

@@ -38,7 +38,7 @@ LAYERS = {
     "knapsack": ("", "numpy"),
     "granularity": ("errors tensor", "numpy"),
     "on_device": ("core tensor", "jax numpy"),
-    "leaf": ("core errors granularity on_device tensor", "jax numpy"),
+    "leaf": ("core errors granularity lazy on_device tensor", "jax numpy"),
     "rescale": ("core granularity leaf tensor", "jax numpy"),
     "array": ("core config errors tensor", "jax"),
     "layout": ("entropy errors lazy paths report tensor", "jax numpy"),
@@ -55,12 +55,22 @@ LAYERS = {
     ),
     "budget": ("config errors knapsack menu report", "numpy"),
     "tree": (
-        "budget config errors granularity layout leaf menu paths report rescale tensor",
+        "budget config errors granularity layout lazy leaf menu paths report rescale tensor",
         "jax numpy",
     ),
     "stacks": ("config core errors layout paths report tensor tree", "jax numpy"),
     "matmul": ("core errors tensor", "jax"),
     "packed": ("paths tensor tree", "jax"),
+    "parts": ("atomic config core errors leaf menu storage tensor tree", "jax numpy"),
+    "model_folders": ("errors readers", ""),
+    "streaming": (
+        "atomic config errors model_folders parts paths readers report storage tree",
+        "",
+    ),
+    "restoring": (
+        "atomic errors lazy model_folders paths readers storage tensor",
+        "jax numpy",
+    ),
     "signals": ("", "jax numpy"),
     "linear": ("signals", "numpy"),
     "propagation": ("signals", "numpy"),
@@ -71,7 +81,10 @@ LAYERS = {
     "network": ("errors moments paths report stacks tree", "jax"),
     "export": ("errors paths tensor", "numpy"),
     "peers": ("core errors paths tree", "jax numpy"),
-    "corrq_jax": ("array config core errors matmul packed report storage tensor tree", ""),
+    "corrq_jax": (
+        "array config core errors matmul packed report restoring storage streaming tensor tree",
+        "",
+    ),
     "method_styles": ("", ""),
     "plot_style": ("atomic errors method_styles", "numpy matplotlib"),
     "density_plots": ("errors method_styles plot_style results", "numpy matplotlib"),
@@ -113,7 +126,8 @@ LAYERS = {
     ),
     "cli": (
         "atomic cache comparison corrq_jax config data errors evaluation experiment fidelity flax"
-        " html_report models paper paths plots readers report results storage sweep tensor tree",
+        " html_report model_folders models paper paths plots readers report results storage"
+        " streaming sweep tensor tree",
         "numpy typer rich jax",
     ),
     "__main__": ("cli", ""),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from corrq_jax.cli.show import megabytes, output, progress, table
+from corrq_jax.cli.show import byte_progress, megabytes, output, progress, table
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 Input = Annotated[
     pathlib.Path,
     typer.Argument(
-        metavar="IN", help="A file (.npz, .safetensors, .h5, .weights.h5, .pth) or a network's name"
+        metavar="IN",
+        help="A file (.npz, .safetensors, .h5, .weights.h5, .pth), a folder of Hugging Face with "
+        "safetensors, or a network's name",
     ),
 ]
-File = Annotated[pathlib.Path, typer.Argument(metavar="FILE", help="A file that corrq wrote")]
+File = Annotated[
+    pathlib.Path, typer.Argument(metavar="FILE", help="A file, or folder, that corrq wrote")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -111,6 +115,8 @@ def quantize(
     network's own names, which corrq evaluate takes.
     """
     import corrq_jax as corrq
+    from corrq_jax import model_folders
+    from corrq_jax.readers.model_folder import weight_files
 
     config = corrq.Config(
         bits=_bits(bits or []),
@@ -126,23 +132,27 @@ def quantize(
         mean_correlation=mean_correlation,
         min_correlation=min_correlation,
     )
-    if out.suffix.lower() != ".safetensors":
+    if out.suffix.lower() != ".safetensors" and not weight_files(source):
         raise InputError(f"{out}: quantized files are safetensors; name it with .safetensors")
-    if out.exists() and not force:
+    if out.is_file() and not force:
         raise InputError(f"{out} exists; choose another name or add --force")
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; make it first")
     network = known_network(source, model)
     if network is None:
-        qparams, report = _quantized_tree(read_tree(source), config)
+        with byte_progress("quantizing") as advance:
+            report = corrq.quantize_file(source, out, config, overwrite=force, progress=advance)
     else:
         qparams, report = _quantized_network(*network, config, match)
-    size = corrq.save(out, qparams, report=report, overwrite=force)
+        size = corrq.save(out, qparams, report=report, overwrite=force)
+        report = dataclasses.replace(report, file_nbytes=size)
     if as_json:
-        print(json.dumps({"file": str(out), "nbytes": size, **_as_record(report)}))
+        print(json.dumps({"file": str(out), "nbytes": report.file_nbytes, **_as_record(report)}))
         return
-    print(dataclasses.replace(report, file_nbytes=size))
-    print(f"{out}: {size:,} bytes, the correlation of each tensor recorded in it")
+    print(report)
+    if out.is_dir() and (left := model_folders.left_out(source)):
+        print(f"weights in other formats, left out: {', '.join(left)}")
+    print(f"{out}: {report.file_nbytes:,} bytes, the correlation of each tensor recorded in it")
 
 
 def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, str | None] | None:
@@ -159,13 +169,6 @@ def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, 
     if not source.exists() and str(source) in models.names():
         return str(source), None
     return None
-
-
-def _quantized_tree(tree: Any, config: "Config") -> "tuple[Any, Report]":
-    import corrq_jax as corrq
-
-    with progress("quantizing", _kernels(tree)) as advance:
-        return corrq.quantize(tree, config=config, progress=advance)
 
 
 def _quantized_network(
@@ -237,33 +240,18 @@ def _bits(given: list[str]) -> Widths | dict[str, Widths] | None:
 def read_tree(source: pathlib.Path) -> dict[str, Any]:
     """The parameters in a file."""
     from corrq_jax.readers import read_weights
+    from corrq_jax.streaming import nested
 
-    arrays = read_weights(source)
-    if any(name.endswith(":codes") for name in arrays):
-        raise InputError(f"{source} is quantized already; corrq dequantize turns it back")
-    return _nested(arrays)
-
-
-def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Arrays whose names have slashes, as a tree; as they are if one name is a folder of others."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                return arrays
-        if last in node:
-            return arrays
-        node[last] = array
-    return tree
+    return nested(read_weights(source), source)
 
 
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what is in a file: tensors, bits, correlation if recorded, sizes."""
+    from corrq_jax import model_folders
     from corrq_jax.storage import Archive
 
+    if file.is_dir():
+        file = file / model_folders.QUANTIZED
     with Archive(file) as archive:
         rows = []
         for name in archive.names():
@@ -315,23 +303,22 @@ def _leaf_cells(leaf: dict[str, Any]) -> tuple[str, ...]:
 def dequantize(
     file: File,
     out: Annotated[
-        pathlib.Path, typer.Option("-o", "--output", help="The file to write: .npz or .safetensors")
+        pathlib.Path,
+        typer.Option(
+            "-o", "--output", help="The file to write, .npz or .safetensors; of a folder, a folder."
+        ),
     ],
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a quantized file back into plain arrays of the original shapes and dtypes."""
-    import numpy as np
-
+    """Turn a quantized file or folder back into plain weights of the original shapes and dtypes."""
     import corrq_jax as corrq
-    from corrq_jax.paths import flatten
-    from corrq_jax.readers import write_weights
 
-    tree = corrq.dequantize(corrq.load(file))
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree)[0]}
-    write_weights(out, arrays, overwrite=force)
-    nbytes = out.stat().st_size
+    with byte_progress("restoring") as advance:
+        count = corrq.dequantize_file(file, out, overwrite=force, progress=advance)
+    files = list(out.glob("*.safetensors")) if out.is_dir() else [out]
+    nbytes = sum(written.stat().st_size for written in files)
     if as_json:
-        print(json.dumps({"file": str(out), "nbytes": nbytes, "arrays": len(arrays)}))
+        print(json.dumps({"file": str(out), "nbytes": nbytes, "arrays": count}))
     else:
-        print(f"{out}: {len(arrays)} arrays, {nbytes:,} bytes")
+        print(f"{out}: {count} arrays, {nbytes:,} bytes")

@@ -1,16 +1,18 @@
 """Tables and progress on the terminal; plain and quiet where it is none."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -41,6 +43,30 @@ def progress(what: str, total: int) -> Iterator:
 
         def advance(now: str = "", step: int = 1) -> None:
             bar.update(task, advance=step, now=now)
+
+        yield advance
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr of bytes, with the rate and the time left.
+
+    Yields ``advance(text, done, all)``. Quiet where stderr is no terminal.
+    """
+    columns = (
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}", markup=False),
+    )
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None, now="")
+
+        def advance(now: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, now=now)
 
         yield advance
 

@@ -14,6 +14,7 @@ import numpy as np
 from corrq_jax.errors import FileFormatError, InputError
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.h5 import open_h5, open_keras
+from corrq_jax.readers.model_folder import open_folder, weight_files
 from corrq_jax.readers.npz import open_npz, write_npz
 from corrq_jax.readers.orbax_folder import is_checkpoint, read_orbax
 from corrq_jax.readers.safetensors_file import open_safetensors, write_safetensors
@@ -24,6 +25,10 @@ _Opener = Callable[[pathlib.Path], contextlib.AbstractContextManager[dict[str, L
 
 def _open_safetensors(path: pathlib.Path) -> contextlib.nullcontext[dict[str, LazyArray]]:
     return contextlib.nullcontext(open_safetensors(path))
+
+
+def _open_folder(path: pathlib.Path) -> contextlib.nullcontext[dict[str, LazyArray]]:
+    return contextlib.nullcontext(open_folder(path))
 
 
 def _open_whole(
@@ -76,7 +81,7 @@ def open_weights(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: `path` is a folder.
+        IsADirectoryError: `path` is a folder without weights.
         FileFormatError: as `read_weights`, damaged values when the array is read.
         MissingDependencyError: the format's library is not installed.
     """
@@ -102,10 +107,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       'optimizer/' in Keras 3) is skipped.
     * `.keras`: the archive's 'model.weights.h5', as above.
     * `.pt`, `.pth`: a PyTorch state dictionary.
+    * a folder with a network of Hugging Face: its `model.safetensors`, or all the files that its
+      `model.safetensors.index.json` lists.
     * an Orbax checkpoint, a folder: every array by its path, such as 'params/dense/kernel'.
 
     Args:
-        path: the file, or the checkpoint's folder.
+        path: the file or folder.
 
     Returns:
         The arrays by name, in the dtypes of the file and this machine's byte order; some may be
@@ -113,7 +120,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: `path` is another folder.
+        IsADirectoryError: `path` is a folder without such weights.
+        InputError: nothing says which of a folder's safetensors files to take.
         FileFormatError: the file is empty, damaged, of an unknown format, or holds something
             that is not an array of numbers.
         MissingDependencyError: the format's library is not installed.
@@ -160,6 +168,8 @@ def write_weights(
 
 def _opener(path: pathlib.Path) -> _Opener:
     """What opens a file of this content, or of this suffix where the content says nothing."""
+    if path.is_dir() and weight_files(path):
+        return _open_folder
     if is_checkpoint(path):
         return _open_orbax
     head = _head(path)
