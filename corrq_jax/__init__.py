@@ -19,6 +19,8 @@ from corrq_jax.matmul import matmul
 from corrq_jax.packed import packed
 from corrq_jax.report import Report, Row, Skipped
 from corrq_jax.restoring import dequantize_file
+from corrq_jax.sharded_loading import load_sharded
+from corrq_jax.sharded_saving import save_sharded
 from corrq_jax.storage import Archive, load, save
 from corrq_jax.streaming import quantize_file
 from corrq_jax.tensor import QuantizedTensor
@@ -41,10 +43,12 @@ __all__ = [
     "dequantize",
     "dequantize_file",
     "load",
+    "load_sharded",
     "matmul",
     "packed",
     "quantize",
     "quantize_array",
     "quantize_file",
     "save",
+    "save_sharded",
 ]

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from corrq_jax import entropy, paths
+from corrq_jax.core.coding import packed_size
 from corrq_jax.errors import InputError
 from corrq_jax.lazy import LazyArray
 from corrq_jax.report import Report
@@ -191,13 +192,17 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
-def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Plan:
+def plan(
+    tree: Any, report: Report | None = None, *, strict: bool = True, in_blocks: bool = False
+) -> Plan:
     """Lay out a tree.
 
     Args:
         tree: any pytree of arrays and `QuantizedTensor`.
         report: if given, the correlation of each tensor is recorded.
         strict: whether what cannot be stored is an error; it is left out otherwise.
+        in_blocks: whether codes are stored as they lie in memory, for a folder: packed, and those
+            of a tensor that is cut into blocks in these.
 
     Raises:
         InputError: a leaf is not an array or of a dtype that safetensors cannot hold, or a key is
@@ -214,11 +219,16 @@ def plan(tree: Any, report: Report | None = None, *, strict: bool = True) -> Pla
         children = paths.children(node)
         if children is None:
             leaves.append(name)
+            if strict and not in_blocks:
+                _check_here("/".join(keys), node)
             if not keys:
                 containers[""] = "leaf"
             if is_quantized(node):
-                tensors[name] = _record(node, noise.get("/".join(keys)))
-                stored.extend(Stored(name + end, array) for end, array in parts_of(node).items())
+                tensors[name] = record = _record(node, noise.get("/".join(keys)))
+                parts = parts_of(dataclasses.replace(node, coding="packed") if in_blocks else node)
+                if in_blocks and node.blocks is not None:
+                    record["blocks"], parts[CODES] = list(node.blocks), node.codes
+                stored.extend(Stored(name + end, array) for end, array in parts.items())
             elif strict or _is_storable(node):
                 stored.append(Stored(name, _storable("/".join(keys), node)))
             return
@@ -251,13 +261,21 @@ def keep_stream(tensor: QuantizedTensor, frequencies: Any, stream: Any) -> None:
     _streams[tensor] = frequencies, stream
 
 
+def _one_stream(tensor: QuantizedTensor) -> Any:
+    """Packed codes; of a tensor that is cut into blocks they are put together when written."""
+    if tensor.blocks is None:
+        return tensor.codes
+    shape = (*tensor.levels.shape[:-1], packed_size(tensor.size, tensor.bits))
+    return LazyArray(shape, np.dtype(np.uint8), lambda: np.asarray(tensor.whole().codes))
+
+
 def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
     """The arrays that a file holds of a tensor, by the end of their names."""
     parts = {LEVELS: tensor.levels}
     if tensor.scales is not None:
         parts[SCALES] = tensor.scales
     if tensor.coding == "packed" or tensor.codes.ndim > 1:  # streams of a stack differ in length
-        return {CODES: tensor.codes, **parts}
+        return {CODES: _one_stream(tensor), **parts}
     if tensor not in _streams:
         _streams[tensor] = entropy.encode(tensor.unpacked(), tensor.levels.shape[-1])
     frequencies, stream = _streams[tensor]
@@ -273,6 +291,17 @@ def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
     if tensor.rows is not None:
         record["rows"] = list(dataclasses.astuple(tensor.rows))
     return record if noise is None else {**record, "noise": float(f"{noise:.6g}")}
+
+
+def _check_here(path: str, leaf: Any) -> None:
+    for array in jax.tree.leaves(leaf):
+        if isinstance(array, jax.Array) and not (
+            array.is_fully_addressable or array.is_fully_replicated
+        ):
+            raise InputError(
+                f"{path}: it lies on devices of several processes; save it with "
+                "corrq_jax.save_sharded"
+            )
 
 
 def _as_array(leaf: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from corrq_jax import on_device
 from corrq_jax.core import coding
@@ -33,7 +34,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Dtypes that can be quantized."""
 
 # Below this XLA flushes to zero what it multiplies; such tensors are scaled up on the host first.
-_TINY = 2.0**-100
+TINY = 2.0**-100
 
 # Pieces are copied when they are handed over; so many at a time keep the device busy.
 _IN_FLIGHT = 2
@@ -117,6 +118,8 @@ class Leaf:
         hi: largest, likewise.
         scales: what the weights of each row are divided by (`corrq_jax.rescale.scaled`); None for
             all by 1.
+        sharding: where the array lies, if it is shared out over a mesh of devices: ``flat`` is then
+            the array itself, and `corrq_jax.sharded_leaf` reads it; None for all others.
     """
 
     path: str
@@ -126,6 +129,7 @@ class Leaf:
     lo: float
     hi: float
     scales: Scales | None = None
+    sharding: NamedSharding | None = None
 
     @property
     def dtype(self) -> str:
@@ -238,7 +242,7 @@ def read(path: str, array: Any, extremes: tuple[float, float] | None = None) -> 
         raise InputError(_what_is_not_finite(path, array))
     largest = max(abs(lo), abs(hi))
     factor = 1.0
-    if largest < _TINY or flat.dtype == np.float64:
+    if largest < TINY or flat.dtype == np.float64:
         # lo and hi may have been flushed to zero.
         wide = np.asarray(flat).astype(np.float64, copy=False)
         lo, hi = float(wide.min()), float(wide.max())
@@ -434,7 +438,7 @@ def distinct(leaf: Leaf, most: int) -> np.ndarray | None:
         found = np.union1d(found, np.asarray(_slice(leaf.flat, start, size)))
         if found.size > most:
             return None
-    return found
+    return found + found.dtype.type(0)  # which of two zeros it has depends on the order
 
 
 def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
@@ -453,11 +457,15 @@ def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
 def _tensor(
     leaf: Leaf, codes: np.ndarray | jax.Array, levels: np.ndarray, bits: int
 ) -> QuantizedTensor:
-    if leaf.dtype == "float64":
-        kept = levels
-    else:
-        # A fitted level can lie above the largest weight (an offset, a midpoint of an empty cell).
-        limit = float(jnp.finfo(leaf.dtype).max)
-        kept = jnp.asarray(np.clip(levels, -limit, limit).astype(np.float32))
+    kept = levels if leaf.dtype == "float64" else jnp.asarray(as_stored(leaf, levels))
     shape = tuple(int(n) for n in leaf.array.shape)
     return QuantizedTensor(jax.device_put(codes), kept, shape, leaf.dtype, bits)
+
+
+def as_stored(leaf: Leaf, levels: np.ndarray) -> np.ndarray:
+    """float32 levels that the leaf's dtype can hold.
+
+    A fitted level can lie above the largest weight (an offset, a midpoint of an empty cell).
+    """
+    limit = float(jnp.finfo(leaf.dtype).max)
+    return np.clip(levels, -limit, limit).astype(np.float32)

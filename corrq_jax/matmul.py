@@ -68,7 +68,7 @@ def matmul(x: jax.Array, matrix: QuantizedTensor) -> jax.Array:
     >>> jax.jit(corrq.matmul)(jnp.ones((2, 64)), matrix).shape
     (2, 32)
     """
-    if matrix.ndim != 2 or matrix.codes.ndim != 1 or x.shape[-1:] != matrix.shape[:1]:
+    if matrix.ndim != 2 or matrix.levels.ndim != 1 or x.shape[-1:] != matrix.shape[:1]:
         raise InputError(
             f"matmul: x of shape {x.shape} and a quantized tensor of shape {matrix.shape}; needed"
             " are [..., rows] and [rows, columns]"
@@ -88,6 +88,7 @@ def use_of_kernel(x: jax.Array, matrix: QuantizedTensor) -> Use | None:
     uses = [use for use in MEASURED if use.bits == matrix.bits and 0 < len(x) <= use.batch]
     able = (
         matrix.size >= LEAST_SIZE
+        and matrix.blocks is None
         and {str(x.dtype), matrix.dtype} <= {"float32", "bfloat16"}
         and (matrix.rows is None or matrix.rows.shape == (1, matrix.shape[1]))
         and importlib.util.find_spec("jax.experimental.pallas.triton") is not None

@@ -6,13 +6,13 @@ Everything here comes from densities; an option says what `encode` then makes of
 import dataclasses
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import entropy, layout, on_device
+from corrq_jax import entropy, layout, on_device, sharded_leaf
 from corrq_jax import leaf as leaves
 from corrq_jax.config import Config
 from corrq_jax.core import coding, ladder
@@ -61,9 +61,14 @@ class Option:
     noise: float
 
 
+def _reading(leaf: Leaf) -> Any:
+    """The module that reads it: where it lies on a mesh of devices, or in one place."""
+    return leaves if leaf.sharding is None else sharded_leaf
+
+
 def measure(leaf: Leaf) -> Measured:
     """The density of a leaf that is not constant; the leaf without weights that are on disk."""
-    return Measured(leaves.released(leaf), *leaves.measure(leaf))
+    return Measured(leaves.released(leaf), *_reading(leaf).measure(leaf))
 
 
 def batch_size(item: Measured) -> int:
@@ -190,7 +195,7 @@ def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
     """A tensor of at most ``levels`` distinct weights as it is."""
     if item.leaf.scales is not None or occupied > levels:
         return None
-    values = leaves.distinct(leaves.loaded(item.leaf), levels)
+    values = _reading(item.leaf).distinct(leaves.loaded(item.leaf), levels)
     if values is None:
         return None
     bits = _bits(values.size)
@@ -214,10 +219,10 @@ def encode(option: Option) -> tuple[QuantizedTensor, float]:
     """The tensor as an option says, and its noise."""
     leaf = leaves.loaded(option.leaf)
     if option.quantizer is None:
-        values = leaves.distinct(leaf, 1 << option.bits)
+        values = _reading(leaf).distinct(leaf, 1 << option.bits)
         assert values is not None
-        return leaves.encode_exactly(leaf, values), 0.0
-    tensor = leaves.encode(leaf, option.norm, option.quantizer, option.bits)
+        return _reading(leaf).encode_exactly(leaf, values), 0.0
+    tensor = _reading(leaf).encode(leaf, option.norm, option.quantizer, option.bits)
     noise = float(option.quantizer.noise)
     if leaf.scales is not None:
         tensor, noise = refine(leaf, tensor)

@@ -33,6 +33,7 @@ from corrq_jax.layout import (
     SCALES,
     STREAM,
     VERSION,
+    Plan,
     Stored,
     keep_stream,
     most_decoded,
@@ -78,6 +79,11 @@ def save(
             f"would come out of a file of {layout.file_nbytes}, which `load` takes for damage; "
             'quantize them with coding="packed"'
         )
+    return write(path, layout, overwrite=overwrite)
+
+
+def write(path: str | os.PathLike[str], layout: Plan, *, overwrite: bool) -> int:
+    """Write the file of a plan; its size in bytes."""
     with atomic_write(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.write(layout.header())
         checksums = [_write(file, stored) for stored in layout.stored.values()]

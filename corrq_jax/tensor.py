@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from corrq_jax.core import coding
 from corrq_jax.core.density import CHUNK
+from corrq_jax.core.shards import join
+from corrq_jax.sharding import sharding_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Rows:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["codes", "levels", "scales"],
-    meta_fields=["shape", "dtype", "bits", "rows", "coding"],
+    meta_fields=["shape", "dtype", "bits", "rows", "coding", "blocks"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedTensor:
@@ -65,10 +68,11 @@ class QuantizedTensor:
     and `jax.tree.map(jnp.stack, ...)` make and take apart.
 
     Invariants: ``codes`` is a little-endian stream of ``size`` codes of ``bits`` bits
-    (`corrq_jax.core.coding`), each code less than the number of levels; ``levels`` ascends.
+    (`corrq_jax.core.coding`), each code less than the number of levels; ``levels`` ascends. With
+    ``blocks`` each block is such a stream of its own, over its own weights in row-major order.
 
     Attributes:
-        codes: uint8[..., ceil(size * bits / 8)].
+        codes: uint8[..., ceil(size * bits / 8)]; with ``blocks`` uint8[..., *blocks, bytes].
         levels: float32[..., at most 2**bits] (float64 for a float64 tensor), the gain and offset
             of the quantizer included.
         scales: float16[..., groups, channels] that the levels are multiplied by; None if one table
@@ -78,6 +82,9 @@ class QuantizedTensor:
         bits: bits of a code, 1 to 8; static.
         rows: which weights share a scale; None without scales; static.
         coding: how the codes lie in a file: "packed" as here, or "entropy"; static.
+        blocks: into how many equal parts the tensor is cut along each of its axes, so that each
+            device can hold the codes of its own part (docs/sharding.md); None for one stream;
+            static.
     """
 
     codes: jax.Array | np.ndarray
@@ -88,6 +95,7 @@ class QuantizedTensor:
     scales: jax.Array | np.ndarray | None = None
     rows: Rows | None = None
     coding: str = "packed"
+    blocks: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -110,15 +118,29 @@ class QuantizedTensor:
 
         The axes of a stack come first.
 
-        Works under jit, vmap and scan. Outside of them it decodes in pieces of one fixed size, so
-        that no shape compiles anew; a float64 tensor is then a numpy array if jax has float64
-        switched off.
+        Works under jit, vmap, scan and `jax.shard_map`, where a shard of the codes gives the shard
+        of the array. Outside of them it decodes in pieces of one fixed size, so that no shape
+        compiles anew; a float64 tensor is then a numpy array if jax has float64 switched off. What
+        lies on a mesh of devices is decoded there, by each device its own blocks.
         """
+        sharding = sharding_of(self.codes)
         if isinstance(self.codes, Tracer) or isinstance(self.levels, Tracer) or _staged():
-            return self._traced()
-        if self.codes.ndim > 1:
+            return self._traced(sharding, sharding_of(self.levels))
+        if sharding is not None:
+            return _decoded(self, sharding, sharding_of(self.levels))
+        if self.levels.ndim > 1:
             return jnp.stack([self._at(i).dequantize() for i in range(self.codes.shape[0])])
-        return self._in_pieces()
+        return self.whole()._in_pieces()
+
+    def whole(self) -> "QuantizedTensor":
+        """The same tensor with its codes in one stream, in host memory if it is cut into blocks."""
+        if self.blocks is None:
+            return self
+        if self.levels.ndim > 1:
+            codes = np.stack([self._at(i).whole().codes for i in range(self.codes.shape[0])])
+        else:
+            codes = np.asarray(coding.pack(self.unpacked(), self.bits))
+        return dataclasses.replace(self, codes=codes, blocks=None)
 
     def _at(self, index: int) -> "QuantizedTensor":
         parts = jax.tree.map(lambda a: a[index], (self.codes, self.levels, self.scales))
@@ -126,23 +148,59 @@ class QuantizedTensor:
 
     def unpacked(self) -> np.ndarray:
         """uint8[size]: the codes of one tensor, a byte each."""
-        codes, start = np.empty(self.size, np.uint8), 0
-        for piece in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
-            codes[start : start + piece.size] = piece
-            start += piece.size
-        return codes
+        if self.blocks is None:
+            codes, start = np.empty(self.size, np.uint8), 0
+            for piece in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
+                codes[start : start + piece.size] = piece
+                start += piece.size
+            return codes
+        streams = np.asarray(self.codes).reshape(math.prod(self.blocks), -1)
+        block = dataclasses.replace(self, shape=self.block_shape, blocks=None)
+        codes = [dataclasses.replace(block, codes=stream).unpacked() for stream in streams]
+        return join(np.reshape(codes, (*self.blocks, *self.block_shape)), self.ndim).reshape(-1)
 
-    def _traced(self) -> jax.Array:
-        def one(codes: jax.Array, levels: jax.Array, scales: jax.Array | None) -> jax.Array:
-            index = coding.unpack(codes, self.size, self.bits)
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Shape of one block; that of the tensor if it is not cut."""
+        blocks = self.blocks or (1,) * self.ndim
+        return tuple(n // count for n, count in zip(self.shape, blocks, strict=True))
+
+    def _traced(
+        self, codes: NamedSharding | None = None, levels: NamedSharding | None = None
+    ) -> jax.Array:
+        """The array; where the shardings are given, each device decodes its own blocks."""
+        decode = self._arrays_decoded
+        if codes is not None:
+            # The axes of the stack and the blocks: the bytes of a block are for one device.
+            ahead = PartitionSpec(*codes.spec[: self.levels.ndim - 1 + len(self.blocks or ())])
+            specs = (ahead, PartitionSpec() if levels is None else levels.spec, ahead)
+            decode = jax.shard_map(decode, mesh=codes.mesh, in_specs=specs, out_specs=ahead)
+        return decode(*jax.tree.map(jnp.asarray, (self.codes, self.levels, self.scales)))
+
+    def _arrays_decoded(
+        self, codes: jax.Array, levels: jax.Array, scales: jax.Array | None
+    ) -> jax.Array:
+        """The array of codes, levels and scales like the tensor's, or of shards of them."""
+
+        def one(codes: jax.Array, scales: jax.Array | None, levels: jax.Array) -> jax.Array:
+            index = coding.unpack(codes, math.prod(self.block_shape), self.bits)
             w = coding.decode(index, levels)
             if self.rows is not None and scales is not None:
                 w = self.rows.view(w) * self.rows.expand(scales).astype(w.dtype)
-            return w.reshape(self.shape).astype(jax.dtypes.canonicalize_dtype(self.dtype))
+            return w.reshape(self.block_shape).astype(jax.dtypes.canonicalize_dtype(self.dtype))
 
-        for _ in range(self.codes.ndim - 1):
-            one = jax.vmap(one)
-        return one(*jax.tree.map(jnp.asarray, (self.codes, self.levels, self.scales)))
+        def all_blocks(codes: jax.Array, scales: jax.Array | None, levels: jax.Array) -> jax.Array:
+            if self.blocks is None:
+                return one(codes, scales, levels)
+            each = partial(one, levels=levels)
+            for _ in self.blocks:
+                each = jax.vmap(each)
+            return join(each(codes, scales), self.ndim)
+
+        decode = all_blocks
+        for _ in range(levels.ndim - 1):
+            decode = jax.vmap(decode)
+        return decode(codes, scales, levels)
 
     def _in_pieces(self) -> jax.Array | np.ndarray:
         dtype, levels = jnp.dtype(self.dtype), np.asarray(self.levels)
@@ -199,6 +257,26 @@ def largest_code(packed: np.ndarray, size: int, bits: int) -> int:
     tensors = packed.reshape(math.prod(packed.shape[:-1]), packed.shape[-1])
     pieces = (part for one in tensors for part in unpacked_pieces(one, size, bits))
     return max((int(part.max()) for part in pieces), default=-1)
+
+
+@partial(jax.jit, static_argnames=("codes", "levels"))
+def _decoded(
+    tensor: QuantizedTensor, codes: NamedSharding, levels: NamedSharding | None
+) -> jax.Array:
+    return tensor._traced(codes, levels)
+
+
+def blocked(
+    codes: Any,
+    levels: Any,
+    shape: tuple[int, ...],
+    dtype: str,
+    bits: int,
+    blocks: tuple[int, ...] | None,
+) -> QuantizedTensor:
+    """The tensor of codes uint8[*blocks, bytes]; without blocks these axes are 1, and go."""
+    codes = codes.reshape(-1) if blocks is None else codes
+    return QuantizedTensor(codes, levels, shape, dtype, bits, blocks=blocks)
 
 
 def empty_to_hand_over(size: int, dtype: np.dtype | type) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from corrq_jax import layout, menu, paths
+from corrq_jax import layout, menu, paths, sharded_leaf
 from corrq_jax import leaf as leaves
 from corrq_jax.budget import allocate
 from corrq_jax.config import Bits, Config, Select, matches
@@ -19,6 +19,7 @@ from corrq_jax.granularity import rows_of
 from corrq_jax.lazy import LazyArray
 from corrq_jax.report import Budget, Report, Row, Skipped
 from corrq_jax.rescale import scaled
+from corrq_jax.sharding import sharding_of
 from corrq_jax.tensor import QuantizedTensor, is_quantized
 
 _NOT_KERNELS = {
@@ -168,6 +169,7 @@ def quantize_by(
     entries, treedef = paths.flatten(params)
     chosen, reasons = choose(config, entries)
     _check_importance(importance, [path for path, _ in entries])
+    _check_sharded(config, chosen)
     budget: Budget | None = None
     menus = _menus(chosen, config, passes)
     if config.target is None:
@@ -265,11 +267,28 @@ def _check_importance(importance: Mapping[str, float] | None, all_paths: list[st
             raise InputError(f"importance of {path!r} is {value}; it has to be above 0")
 
 
+def _check_sharded(config: Config, chosen: dict[str, Any]) -> None:
+    if config.granularity == "tensor" and config.coding == "packed":
+        return
+    wrong = "granularity" if config.granularity != "tensor" else "coding"
+    for path, array in chosen.items():
+        if sharding_of(array) is not None:
+            raise InputError(
+                f"{path}: it lies on a mesh of devices, where {wrong}="
+                f"{getattr(config, wrong)!r} is not supported; leave it out, or fetch the tree "
+                "with jax.device_get first"
+            )
+
+
 def _variants(
     path: str, array: Any, config: Config, extremes: tuple[float, float] | None = None
 ) -> list[leaves.Leaf]:
     """A leaf in each granularity that it may have; none if it is constant."""
-    leaf = leaves.read(path, array, extremes)
+    sharding = sharding_of(array)
+    if sharding is None:
+        leaf = leaves.read(path, array, extremes)
+    else:
+        leaf = sharded_leaf.read(path, array, sharding)
     if leaf.is_constant:
         return []
     coarse = "tensor" if config.granularity == "auto" else config.granularity
@@ -306,7 +325,7 @@ def _menus(
             if not waiting[path]:
                 yield path, together.pop(path)
 
-    extremes = leaves.extremes(chosen)
+    extremes = leaves.extremes({p: a for p, a in chosen.items() if sharding_of(a) is None})
     for path, array in chosen.items():
         widths = config.widths_of(path)
         assert widths is not None  # choose took only such

@@ -9,8 +9,8 @@ import pytest
 PUBLIC = {
     "corrq_jax": """
         Archive Config CorrqError FileFormatError InputError MissingDependencyError QuantizedTensor
-        Report Row Skipped correlation dequantize dequantize_file load matmul packed quantize
-        quantize_array quantize_file save""",
+        Report Row Skipped correlation dequantize dequantize_file load load_sharded matmul packed
+        quantize quantize_array quantize_file save save_sharded""",
     "corrq_jax.data": """
         BATCH FASHION_CLASSES FASHION_MNIST PHOTOS FashionMnist ImageFolder Photo Pictures
         Preprocess Record Source TfdsSource all_views batches example_batches load load_photos

@@ -151,6 +151,21 @@ def accumulate(counts: jax.Array, chunk: jax.Array, valid: jax.Array, norm: Any)
     return counts.at[key(x[-1])].add(valid - chunk.size)
 
 
+def counted(w: jax.Array, norm: Normalization) -> jax.Array:
+    """int32[BINS] counts of flat weights, a chunk at a time."""
+    # The short chunk first: within jax.shard_map the loop's counts then vary as the weights do.
+    first = (w.size - 1) % CHUNK + 1
+    counts = accumulate(empty_counts(), w[:first], jnp.int32(first), norm)
+    if w.size == first:
+        return counts
+
+    def step(i: jax.Array, counts: jax.Array) -> jax.Array:
+        chunk = jax.lax.dynamic_slice_in_dim(w, first + i * CHUNK, CHUNK)
+        return accumulate(counts, chunk, jnp.int32(CHUNK), norm)
+
+    return jax.lax.fori_loop(0, (w.size - first) // CHUNK, step, counts)
+
+
 def binned(counts: jax.Array) -> Density:
     """The density of a histogram accumulated by `accumulate`."""
     return Density(jnp.asarray(BIN_POINTS), counts)
@@ -187,13 +202,4 @@ def density(w: jax.Array) -> tuple[Density, Normalization]:
     norm = normalization(*extent(w))
     if w.size <= SORTED_SIZE:
         return from_sorted(w, jnp.int32(w.size), norm), norm
-    steps = -(-w.size // CHUNK)
-    padded = jnp.pad(w, (0, steps * CHUNK - w.size), mode="edge").reshape(steps, CHUNK)
-
-    def step(counts, item):
-        chunk, index = item
-        valid = jnp.minimum(w.size - index * CHUNK, CHUNK)
-        return accumulate(counts, chunk, valid, norm), None
-
-    counts, _ = jax.lax.scan(step, empty_counts(), (padded, jnp.arange(steps)))
-    return binned(counts), norm
+    return binned(counted(w, norm)), norm

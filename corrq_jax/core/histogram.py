@@ -51,7 +51,9 @@ def by_digits(keys: jax.Array) -> jax.Array:
         product = jnp.einsum("ni,nj->ij", upper, lower, preferred_element_type=jnp.float32)
         return counts + product.astype(jnp.int32), None
 
-    counts, _ = jax.lax.scan(add, jnp.zeros((DIGIT, DIGIT), jnp.int32), rows)
+    # Within jax.shard_map the sums differ from device to device, as the keys do.
+    empty = jnp.zeros((DIGIT, DIGIT), jnp.int32) + 0 * rows[0, 0]
+    counts, _ = jax.lax.scan(add, empty, rows)
     return counts.reshape(-1).at[0].add(keys.size - steps * step)
 
 
