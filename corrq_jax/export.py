@@ -90,7 +90,7 @@ def _plain(path: str, leaf: Any) -> np.ndarray | Encoded:
 
 
 def _encoded(tensor: QuantizedTensor) -> Encoded:
-    rows = tensor.rows
+    rows, tensor = tensor.rows, tensor.whole()
     return {
         "codes": np.asarray(tensor.codes),
         "levels": np.asarray(tensor.levels),

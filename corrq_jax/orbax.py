@@ -7,6 +7,7 @@ any checkpointer or checkpoint manager keeps; `from_arrays` makes of it what it 
 float networks are read by `corrq_jax.readers.read_weights` and by ``corrq quantize``.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +18,6 @@ import jax
 import numpy as np
 
 from corrq_jax.errors import FileFormatError, InputError, require
-from corrq_jax.export import to_numpy
 from corrq_jax.readers import read_checkpoint
 from corrq_jax.tensor import QuantizedTensor, Rows, is_quantized
 
@@ -49,9 +49,11 @@ def to_arrays(params: Any) -> Any:
 
 
 def _arrays(tensor: QuantizedTensor) -> dict[str, Any]:
-    encoded: Any = to_numpy(tensor)[""]
-    about = {name: encoded[name] for name in ("shape", "dtype", "bits", "rows")}
-    text = json.dumps(about | {"coding": tensor.coding}, sort_keys=True)
+    about = {name: getattr(tensor, name) for name in ("shape", "dtype", "bits", "coding")}
+    about["rows"] = None if tensor.rows is None else dataclasses.asdict(tensor.rows)
+    if tensor.blocks is not None:
+        about["blocks"] = tensor.blocks
+    text = json.dumps(about, sort_keys=True)
     arrays = {"codes": tensor.codes, "levels": tensor.levels}
     if tensor.scales is not None:
         arrays["scales"] = tensor.scales
@@ -84,6 +86,7 @@ def _tensor(arrays: Mapping[str, Any]) -> QuantizedTensor:
             bits=about["bits"],
             rows=rows,
             coding=about["coding"],
+            blocks=tuple(about["blocks"]) if "blocks" in about else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(

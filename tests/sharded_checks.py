@@ -19,7 +19,9 @@ import corrq_jax as corrq
 from corrq_jax import sharded_leaf
 from corrq_jax.core import coding
 from corrq_jax.core.density import CHUNK, SORTED_SIZE, Normalization
+from corrq_jax.export import to_numpy
 from corrq_jax.flax import functional
+from corrq_jax.orbax import from_arrays, to_arrays
 
 AXES = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 BOTH = P("x", None, "y")
@@ -218,6 +220,17 @@ def test_one_file_as_of_one_device(tmp_path, expected):
     found, _ = corrq.quantize({n: put(w, BOTH) for n, w in trees().items()}, bits=3)
     corrq.save(tmp_path / "many", found)
     assert (tmp_path / "many").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def test_exports_keep_blocks_or_join_them(expected):
+    found, _ = corrq.quantize({n: put(w, BOTH) for n, w in trees().items()}, bits=3)
+    plain, same = to_numpy(expected[0]), to_numpy(found)
+    for name in found:
+        np.testing.assert_array_equal(same[name]["codes"], plain[name]["codes"])
+    for name, q in from_arrays(to_arrays(found)).items():
+        assert q.blocks == found[name].blocks
+        assert q.codes is found[name].codes  # where it was
+        assert_same(q, expected[0][name])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -119,7 +119,7 @@ LAYERS = {
     ),
     "flax": ("errors network packed paths report tree", "jax flax"),
     "keras": ("errors network packed report", "keras"),
-    "orbax": ("errors export readers tensor", "jax numpy orbax"),
+    "orbax": ("errors readers tensor", "jax numpy orbax"),
     "equinox": ("errors network packed paths report", "jax equinox"),
     "fidelity": (
         "data details errors evaluation flax metrics models moments precision tree",
