@@ -105,7 +105,7 @@ def _uniform(
 def _is_of(option: Option, bits: int) -> bool:
     """Whether this is what so many bits make of the tensor; few distinct weights need no more."""
     exact = option.quantizer is None and option.bits <= bits
-    return option.coding == "packed" and (exact or option.bits == bits)
+    return option.coding != "entropy" and (exact or option.bits == bits)
 
 
 def _curve(menu: Sequence[Option]) -> tuple[tuple[float, float], ...]:

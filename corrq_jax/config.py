@@ -21,7 +21,7 @@ _WITHOUT_PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "nf4": {"fit": ("range",), "levels": ("grid",)},
 }
 
-_CODINGS = ("packed", "entropy")
+_CODINGS = ("packed", "entropy", "trellis")
 _GRANULARITIES = ("tensor", "channel", "auto")
 _TARGETS = ("bits_per_weight", "max_bytes", "mean_correlation", "min_correlation")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -80,7 +80,8 @@ class Config:
         select: which leaves to quantize: path patterns, or a predicate of (path, leaf). None:
             kernels and embeddings, see `corrq_jax.tree.default_select`.
         coding: "packed" (b bits a weight in the file) or "entropy" (as many as the entropy of the
-            levels, which are chosen for it: free levels only).
+            levels, which are chosen for it) or "trellis" (b bits a weight, with twice as many
+            levels, up to 7 bits); these two with free levels only.
         granularity: "tensor" (one table of levels as it is), "channel" (times a scale for each
             output channel), a number of weights (times a scale for each group of so many), or
             "auto" (with a target: for each tensor "tensor" or "channel", whichever serves better).
@@ -132,9 +133,12 @@ class Config:
         if self.zero and self.grid != "exponential":
             raise InputError(f"zero=True with grid={self.grid!r}: only 'exponential' takes it")
         if self.coding not in _CODINGS:
-            raise InputError(f"coding={self.coding!r}: it has to be 'packed' or 'entropy'")
-        if self.coding == "entropy" and self.grid != "optimal":
-            raise InputError(f"coding='entropy' with grid={self.grid!r}: only 'optimal' takes it")
+            choice = " or ".join(map(repr, _CODINGS))
+            raise InputError(f"coding={self.coding!r}: it has to be {choice}")
+        if self.coding != "packed" and self.grid != "optimal":
+            raise InputError(
+                f"coding={self.coding!r} with grid={self.grid!r}: only 'optimal' takes it"
+            )
         self._check_granularity()
 
     def _check_targets(self) -> None:
@@ -157,7 +161,7 @@ class Config:
             if value not in _GRANULARITIES:
                 choice = ", ".join(map(repr, _GRANULARITIES))
                 raise InputError(f"granularity={value!r}: give one of {choice}, or a group size")
-            if value == "auto" and self.target is None and self.coding == "packed":
+            if value == "auto" and self.target is None and self.coding != "entropy":
                 raise InputError(
                     f"granularity='auto' chooses within a target: give one of {', '.join(_TARGETS)}"
                 )

@@ -49,7 +49,7 @@ def level_table(weights: np.ndarray, tensor: QuantizedTensor) -> LevelTable | No
     if tensor.codes.ndim > 1 or levels.size > MOST_LEVELS or not tensor.size:
         return None
     flat, of = _in_units_of_scales(weights, tensor)
-    codes = tensor.unpacked()[of]
+    codes = tensor.level_indices()[of]
     first, last = np.full(levels.size, np.inf), np.full(levels.size, -np.inf)
     for start in range(0, flat.size, _PIECE):
         piece, code = flat[start : start + _PIECE].astype(np.float64), codes[start : start + _PIECE]
@@ -57,6 +57,8 @@ def level_table(weights: np.ndarray, tensor: QuantizedTensor) -> LevelTable | No
         np.maximum.at(last, code, piece)
     used = np.flatnonzero(first <= last)
     boundaries = (last[used[:-1]] + first[used[1:]]) / 2
+    if tensor.coding == "trellis":  # where neighbouring levels share weights
+        boundaries = (levels[used[:-1]] + levels[used[1:]]) / 2
     own = None if tensor.scales is None else histogram(flat)
     return LevelTable(_rounded(levels[used]), _rounded(boundaries), own)
 

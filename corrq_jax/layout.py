@@ -155,7 +155,7 @@ def overhead_nbytes(
         shape: its shape.
         dtype: name of its dtype.
         rows: which weights share a scale, if any.
-        how: "packed" or "entropy".
+        how: "packed", "entropy" or "trellis".
     """
 
     def longest(name: str, *shape: int, dtype: Any = np.uint8) -> Stored:
@@ -173,6 +173,8 @@ def overhead_nbytes(
         scales = parts[SCALES].nbytes
     record: dict[str, Any] = {"bits": 8, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
     record["noise"] = 1.23456e-05
+    if how == "trellis":
+        record["coding"] = "trellis"
     if rows is not None:
         record["rows"] = list(dataclasses.astuple(rows))
     return _described_nbytes(path, record, list(parts.values())) + scales
@@ -274,7 +276,7 @@ def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
     parts = {LEVELS: tensor.levels}
     if tensor.scales is not None:
         parts[SCALES] = tensor.scales
-    if tensor.coding == "packed" or tensor.codes.ndim > 1:  # streams of a stack differ in length
+    if tensor.coding != "entropy" or tensor.codes.ndim > 1:  # streams of a stack differ in length
         return {CODES: _one_stream(tensor), **parts}
     if tensor not in _streams:
         _streams[tensor] = entropy.encode(tensor.unpacked(), tensor.levels.shape[-1])
@@ -288,6 +290,8 @@ def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "dtype": DTYPE_NAMES[tensor.dtype],
     }
+    if tensor.coding == "trellis":
+        record["coding"] = "trellis"
     if tensor.rows is not None:
         record["rows"] = list(dataclasses.astuple(tensor.rows))
     return record if noise is None else {**record, "noise": float(f"{noise:.6g}")}

@@ -367,11 +367,18 @@ def encode(
         codes = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, bits)
     else:
         codes = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
+    return assembled(leaf, norm, codes, quantizer.values, bits)
+
+
+def assembled(
+    leaf: Leaf, norm: core.Normalization, codes: Any, values: Any, bits: int
+) -> QuantizedTensor:
+    """The tensor of packed codes and of values in normalized units, with the scales of the leaf."""
     if leaf.scales is None:
-        levels = levels_in_weight_units(leaf, norm, quantizer.values)
+        levels = levels_in_weight_units(leaf, norm, values)
         return _tensor(leaf, codes, levels, bits)
     with np.errstate(over="ignore"):  # of a float64 level above the largest weight
-        levels = levels_in_weight_units(leaf, norm, quantizer.values)
+        levels = levels_in_weight_units(leaf, norm, values)
     limit = largest_level(leaf, float(leaf.scales.values.max()))
     tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
     scales = jax.device_put(leaf.scales.values)

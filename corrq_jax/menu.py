@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import entropy, layout, on_device, sharded_leaf
+from corrq_jax import entropy, layout, on_device, sharded_leaf, trellis_leaf
 from corrq_jax import leaf as leaves
 from corrq_jax.config import Config
-from corrq_jax.core import coding, ladder
+from corrq_jax.core import coding, ladder, trellis
 from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 from corrq_jax.leaf import Leaf
@@ -45,11 +45,12 @@ class Option:
         leaf: the tensor, with or without scales.
         norm: its normalization.
         quantizer: boundaries and values in normalized units, boundaries that are not needed above
-            all weights; None to store its few distinct weights as they are.
+            all weights (with a trellis only values count); None to store its few distinct weights
+            as they are.
         bits: bits of a packed code.
-        coding: "packed" or "entropy".
+        coding: "packed", "entropy" or "trellis".
         nbytes: bytes in a file, its share of the header included; an upper bound.
-        noise: ``1 - rho**2``; with scales a prediction.
+        noise: ``1 - rho**2``; with scales or a trellis a prediction.
     """
 
     leaf: Leaf
@@ -59,6 +60,11 @@ class Option:
     coding: str
     nbytes: int
     noise: float
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether encoding may find another noise."""
+        return self.leaf.scales is not None or self.coding == "trellis"
 
 
 def _reading(leaf: Leaf) -> Any:
@@ -92,9 +98,14 @@ def options(
     norms = jax.device_get([item.norm for item in batch])
     batch = [item._replace(norm=norm) for item, norm in zip(batch, norms, strict=True)]
     found: list[list[Option]] = [[] for _ in batch]
-    for bits, quantizers in _fitted(batch, repeat, density, config, widths):
+    along = [b for b in widths if config.coding == "trellis" and b <= trellis.MOST_BITS]
+    across = [b for b in widths if b not in along]
+    for bits, quantizers in _fitted(batch, repeat, density, config, across):
         for some, item, quantizer in zip(found, batch, quantizers, strict=True):
             some.append(_option(item, quantizer, bits, "packed"))
+    for bits, quantizers in _fitted_to_trellis(density, along, len(batch)):
+        for some, item, quantizer in zip(found, batch, quantizers, strict=True):
+            some.append(_option(item, quantizer, bits, "trellis"))
     if coded:
         for i, quantizers in enumerate(_rungs(ladder.ladders_by_step(density), len(batch))):
             for quantizer, mass in quantizers:
@@ -131,6 +142,27 @@ def _fitted(batch, repeat, density, config: Config, widths):
         found = fit_batch(density, lo, hi, norm, config.method(bits))
         found = jax.device_get(found)
         yield bits, [jax.tree.map(itemgetter(i), found) for i in range(len(batch))]
+
+
+def _fitted_to_trellis(density: Density, widths: Sequence[int], count: int):
+    """(bits, a quantizer of ``2**(bits + 1)`` levels for each tensor) for every width."""
+    if not widths:
+        return
+    rungs = list(_rungs(ladder.ladders_by_width(density), count))
+    for bits in widths:
+        levels = 2 << bits
+        starts = np.full((len(density.counts), trellis.LEVELS), np.inf, np.float32)
+        for i, row in enumerate(starts):
+            best = rungs[min(i, count - 1)][bits][0].values
+            row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
+        found = jax.device_get(trellis.fit_batch(density, starts))
+        yield (
+            bits,
+            [
+                Quantizer(best[:0], best[:levels].astype(np.float64), noise)
+                for best, noise in zip(found.levels[:count], found.noise[:count], strict=True)
+            ],
+        )
 
 
 def _stacked_densities(densities: Sequence[Density]) -> Density:
@@ -222,8 +254,12 @@ def encode(option: Option) -> tuple[QuantizedTensor, float]:
         values = _reading(leaf).distinct(leaf, 1 << option.bits)
         assert values is not None
         return _reading(leaf).encode_exactly(leaf, values), 0.0
-    tensor = _reading(leaf).encode(leaf, option.norm, option.quantizer, option.bits)
-    noise = float(option.quantizer.noise)
+    if option.coding == "trellis":
+        values = np.asarray(option.quantizer.values)
+        tensor, noise = trellis_leaf.encode(leaf, option.norm, values, option.bits)
+    else:
+        tensor = _reading(leaf).encode(leaf, option.norm, option.quantizer, option.bits)
+        noise = float(option.quantizer.noise)
     if leaf.scales is not None:
         tensor, noise = refine(leaf, tensor)
     return dataclasses.replace(tensor, coding=option.coding), noise

@@ -18,7 +18,7 @@ class Method:
         fit: see there.
         levels: see there.
         bits: the widths that are compared; with mixed bits targets of stored bits a weight.
-        coding: "packed" or "entropy".
+        coding: "packed", "entropy" or "trellis".
         granularity: "tensor", "channel" or a number of weights.
         mixed: whether each tensor has bits of its own, so that all together meet the target.
         match: whether moments are matched afterwards (`corrq_jax.moments`).
@@ -68,6 +68,13 @@ METHODS = (
     Method("optimal, channel scales", *_OPTIMAL, granularity="channel"),
     Method("optimal + moments", *_OPTIMAL, match=True),
     Method("mixed bits", *_OPTIMAL, bits=(2, 2.5, 3, 3.5, 4), mixed=True, match=True),
+    Method(
+        *("mixed bits, trellis-coded", *_OPTIMAL),
+        bits=(1.5, 2, 2.5, 3, 3.5, 4),
+        coding="trellis",
+        mixed=True,
+        match=True,
+    ),
     Method(
         *("mixed bits, entropy-coded", *_OPTIMAL),
         bits=(1.5, 2, 2.5, 3, 3.5, 4),

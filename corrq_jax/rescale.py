@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax.core import coding
+from corrq_jax.core import coding, trellis
 from corrq_jax.granularity import fold, lengths
 from corrq_jax.leaf import Leaf, Scales, ahead, largest_level
 from corrq_jax.tensor import QuantizedTensor, Rows
@@ -130,10 +130,11 @@ def _variance_ratio(scales: Scales, found: _RowStatistics) -> float:
     return float(max(variance, 0) * power / scales.variance)
 
 
-@partial(jax.jit, static_argnames="bits")
-def _levels_and_errors(chunk, factors, packed, values, bits):
+@partial(jax.jit, static_argnames=("bits", "along_trellis"))
+def _levels_and_errors(chunk, factors, packed, values, bits, along_trellis):
     """Level and error of each scaled weight, and error of the weight itself; 0 if it is dead."""
-    v = coding.decode(coding.unpack(packed, chunk.size, bits), values)
+    index = coding.unpack(packed, chunk.size, bits)
+    v = coding.decode(trellis.level_indices(index) if along_trellis else index, values)
     error = chunk.astype(jnp.float32) * factors - v
     return v, error, jnp.where(factors > 0, error / factors, 0)
 
@@ -186,12 +187,13 @@ def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
     # In units of the scaled weights, where nothing overflows.
     values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
     # As many as codes, so that counts of levels do not compile anew.
-    values = np.pad(values, (0, 2**tensor.bits - values.size), mode="edge")
+    along = tensor.coding == "trellis"
+    values = np.pad(values, (0, 2 ** (tensor.bits + along) - values.size), mode="edge")
     values = jnp.asarray(values.astype(np.float32))
     level, power, product = (np.zeros(scales.rows.shape) for _ in range(3))
     sums = np.zeros(2)
     parts = (
-        (valid, _levels_and_errors(chunk, factors, packed, values, tensor.bits))
+        (valid, _levels_and_errors(chunk, factors, packed, values, tensor.bits, along))
         for chunk, valid, factors, packed in _with_codes(leaf, tensor, scales.factors)
     )
     for i, (valid, arrays) in enumerate(ahead(parts)):

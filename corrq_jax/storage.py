@@ -19,7 +19,7 @@ import numpy as np
 
 from corrq_jax import entropy, paths
 from corrq_jax.atomic import atomic_write
-from corrq_jax.core import coding
+from corrq_jax.core import coding, trellis
 from corrq_jax.errors import FileFormatError, InputError
 from corrq_jax.layout import (
     CODES,
@@ -146,8 +146,10 @@ class Archive:
         return name in self._record["tensors"]
 
     def coding(self, name: str) -> str:
-        """How the codes of a quantized leaf are stored: "packed" or "entropy"."""
-        return "entropy" if name + STREAM in self._entries else "packed"
+        """How the codes of a quantized leaf are stored: "packed", "entropy" or "trellis"."""
+        if name + STREAM in self._entries:
+            return "entropy"
+        return self._record["tensors"][name].get("coding", "packed")
 
     def leaf_nbytes(self, name: str) -> int:
         """Bytes of a leaf's data."""
@@ -179,13 +181,13 @@ class Archive:
         shape, bits = tuple(record["shape"]), record["bits"]
         rows = Rows(*record["rows"]) if "rows" in record else None
         levels = self._array(name + LEVELS)
-        coded = self.coding(name) == "entropy"
+        how = self.coding(name)
+        coded = how == "entropy"
         read = self._decoded if coded else self._packed
         codes = read(name, math.prod(shape), bits, levels)
         scales = self._array(name + SCALES) if rows is not None else None
-        if not _fit(shape, bits, codes, levels, scales, rows):
+        if not _fit(shape, bits, how, codes, levels, scales, rows):
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
-        how = "entropy" if coded else "packed"
         dtype = DTYPES[record["dtype"]]
         tensor = QuantizedTensor(codes, levels, shape, dtype, bits, scales, rows, how)  # type: ignore[arg-type]
         if coded:
@@ -196,7 +198,7 @@ class Archive:
         """Codes, each of which has a level."""
         stored = self._array(name + CODES)
         count = levels.shape[-1] if levels.ndim else 0
-        if count == 2**bits:
+        if count >= 2**bits:  # with a trellis there are more
             return stored
 
         def load() -> np.ndarray:
@@ -323,6 +325,7 @@ class Archive:
 def _fit(
     shape: tuple[int, ...],
     bits: int,
+    how: str,
     codes: LazyArray,
     levels: LazyArray,
     scales: LazyArray | None,
@@ -337,8 +340,10 @@ def _fit(
         and levels.ndim >= 1
         and codes.shape[:-1] == levels.shape[:-1]
         and codes.shape[-1] == coding.packed_size(size, bits)
-        and 1 <= levels.shape[-1] <= 2**bits
+        and 1 <= levels.shape[-1] <= 2 ** (bits + (how == "trellis"))
     )
+    if how == "trellis":  # any sequence of codes is a way along it
+        fits = fits and bits <= trellis.MOST_BITS and levels.shape[-1] == 2 ** (bits + 1)
     if rows is None or scales is None:
         return fits
     return (

@@ -12,10 +12,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from corrq_jax.core import coding
+from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import CHUNK
 from corrq_jax.core.shards import join
 from corrq_jax.sharding import sharding_of
+
+_along_trellis = jax.jit(trellis.level_indices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,9 @@ class QuantizedTensor:
 
     Invariants: ``codes`` is a little-endian stream of ``size`` codes of ``bits`` bits
     (`corrq_jax.core.coding`), each code less than the number of levels; ``levels`` ascends. With
-    ``blocks`` each block is such a stream of its own, over its own weights in row-major order.
+    ``blocks`` each block is such a stream of its own, over its own weights in row-major order. With
+    coding "trellis" there are ``2**(bits + 1)`` levels, of which codes select one together
+    (`corrq_jax.core.trellis`).
 
     Attributes:
         codes: uint8[..., ceil(size * bits / 8)]; with ``blocks`` uint8[..., *blocks, bytes].
@@ -81,7 +85,8 @@ class QuantizedTensor:
         dtype: name of its dtype, such as "float32"; static.
         bits: bits of a code, 1 to 8; static.
         rows: which weights share a scale; None without scales; static.
-        coding: how the codes lie in a file: "packed" as here, or "entropy"; static.
+        coding: "packed"; "entropy": packed here, entropy-coded in a file; "trellis": packed,
+            and to be followed along the trellis; static.
         blocks: into how many equal parts the tensor is cut along each of its axes, so that each
             device can hold the codes of its own part (docs/sharding.md); None for one stream;
             static.
@@ -159,6 +164,20 @@ class QuantizedTensor:
         codes = [dataclasses.replace(block, codes=stream).unpacked() for stream in streams]
         return join(np.reshape(codes, (*self.blocks, *self.block_shape)), self.ndim).reshape(-1)
 
+    def level_indices(self) -> np.ndarray:
+        """uint8[size]: which of its levels each weight of one tensor has."""
+        if self.coding != "trellis":
+            return self.unpacked()
+        return np.concatenate([np.empty(0, np.uint8), *self._indices_in_pieces()])
+
+    def _indices_in_pieces(self) -> Iterator[np.ndarray]:
+        for codes in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
+            if self.coding == "trellis":
+                whole = np.pad(codes, (0, CHUNK - codes.size))
+                yield np.asarray(_along_trellis(whole))[: codes.size]
+            else:
+                yield codes
+
     @property
     def block_shape(self) -> tuple[int, ...]:
         """Shape of one block; that of the tensor if it is not cut."""
@@ -184,6 +203,8 @@ class QuantizedTensor:
 
         def one(codes: jax.Array, scales: jax.Array | None, levels: jax.Array) -> jax.Array:
             index = coding.unpack(codes, math.prod(self.block_shape), self.bits)
+            if self.coding == "trellis":
+                index = trellis.level_indices(index)
             w = coding.decode(index, levels)
             if self.rows is not None and scales is not None:
                 w = self.rows.view(w) * self.rows.expand(scales).astype(w.dtype)
@@ -208,7 +229,7 @@ class QuantizedTensor:
         wide = dtype if self.scales is None else levels.dtype
         out = empty_to_hand_over(self.size, wide)
         start = 0
-        for index in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
+        for index in self._indices_in_pieces():
             part = out[start : start + index.size]
             np.take(levels.astype(wide), index, out=part, mode="clip")
             start += index.size

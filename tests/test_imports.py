@@ -40,6 +40,7 @@ LAYERS = {
     "granularity": ("errors tensor", "numpy"),
     "on_device": ("core tensor", "jax numpy"),
     "leaf": ("core errors granularity lazy on_device tensor", "jax numpy"),
+    "trellis_leaf": ("core leaf tensor", "jax numpy"),
     "sharded_leaf": ("core errors leaf sharding tensor", "jax numpy"),
     "rescale": ("core granularity leaf tensor", "jax numpy"),
     "array": ("core config errors sharding tensor", "jax"),
@@ -61,7 +62,7 @@ LAYERS = {
     "anatomy": ("layout tensor", ""),
     "histograms": ("details tensor", "numpy"),
     "menu": (
-        "config core entropy layout leaf memory on_device rescale sharded_leaf tensor",
+        "config core entropy layout leaf memory on_device rescale sharded_leaf tensor trellis_leaf",
         "jax numpy",
     ),
     "budget": ("config errors knapsack menu report", "numpy"),

@@ -1,0 +1,130 @@
+"""Trellis-coded tensors: quantized, decoded, stored."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import corrq_jax as corrq
+from corrq_jax.core.correlation import correlation
+
+
+def weights(shape, seed=0):
+    return np.random.default_rng(seed).standard_t(4, shape).astype(np.float32)
+
+
+TREE = {
+    "large": {"kernel": weights((701, 23))},
+    "small": {"kernel": weights((30, 17), 1) / 7 + 2},
+    "half": {"kernel": jnp.asarray(weights((40, 30), 2), jnp.bfloat16)},
+    "few": {"kernel": np.sign(weights((20, 30), 3))},
+    "tiny": {"kernel": weights((2, 3), 4)},
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 2}, {"bits": 7}, {"bits": 3, "granularity": "channel"}, {"bits_per_weight": 4.0}],
+    ids=str,
+)
+def test_tensors_decode_to_what_the_report_says(options, tmp_path):
+    tree, report = corrq.quantize(TREE, coding="trellis", **options)
+    decoded = corrq.dequantize(tree)
+    for row in report:
+        name, leaf = row.path.split("/")
+        rho = correlation(TREE[name][leaf], decoded[name][leaf])
+        # bfloat16 rounds what is decoded, and the small one lies at a mean of many deviations.
+        loose = 0.1 if name == "half" else 1e-3
+        assert row.noise == pytest.approx(1 - rho**2, rel=loose, abs=1e-6), row.path
+    jitted = jax.jit(corrq.dequantize)(tree)
+    jax.tree.map(np.testing.assert_array_equal, decoded, jitted)
+    size = corrq.save(tmp_path / "net.safetensors", tree)
+    assert size == (tmp_path / "net.safetensors").stat().st_size == report.file_nbytes
+    loaded = corrq.load(tmp_path / "net.safetensors")
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, loaded, tree)
+
+
+def test_it_is_better_than_the_best_levels_in_the_bytes_of_a_few_more():
+    plain = corrq.quantize(TREE, bits=4)[1]
+    along = corrq.quantize(TREE, bits=4, coding="trellis")[1]
+    for before, after in zip(plain, along, strict=True):
+        if before.path == "large/kernel":
+            assert after.noise < 0.6 * before.noise
+        assert after.noise <= before.noise
+        assert after.nbytes <= before.nbytes + 16 * 4 + 30  # 16 levels more, a word in the header
+
+
+def test_levels_are_the_means_of_their_weights():
+    tensor = corrq.quantize(TREE["large"], bits=3, coding="trellis")[0]["kernel"]
+    index, w = tensor.level_indices(), TREE["large"]["kernel"].reshape(-1).astype(np.float64)
+    assert tensor.levels.shape == (16,)
+    for i in np.unique(index):
+        assert float(tensor.levels[i]) == pytest.approx(w[index == i].mean(), rel=1e-4, abs=1e-6)
+
+
+def test_few_weights_are_stored_as_they_are_and_eight_bits_are_packed():
+    tree, report = corrq.quantize(TREE, bits=4, coding="trellis")
+    rows = {row.path: row for row in report}
+    assert (rows["few/kernel"].coding, rows["few/kernel"].noise) == ("packed", 0)
+    assert (rows["tiny/kernel"].coding, rows["tiny/kernel"].noise) == ("packed", 0)
+    assert rows["large/kernel"].coding == tree["large"]["kernel"].coding == "trellis"
+    wide = corrq.quantize(TREE["large"], bits=8, coding="trellis")[1]
+    assert wide.rows[0].coding == "packed"
+
+
+def test_a_budget_is_kept_and_used():
+    plain = corrq.quantize(TREE, bits_per_weight=3.0)[1]
+    along = corrq.quantize(TREE, bits_per_weight=3.0, coding="trellis")[1]
+    size = sum(row.size for row in along)
+    assert 8 * sum(row.nbytes for row in along) / size <= 3.0
+    assert sum(row.noise for row in along) < sum(row.noise for row in plain)
+
+
+def test_a_target_of_correlation_is_met():
+    report = corrq.quantize(TREE, min_correlation=0.99, coding="trellis")[1]
+    assert min(row.correlation for row in report) >= 0.99
+
+
+def test_a_stack_decodes_as_its_tensors():
+    made = [corrq.quantize(weights((50, 60), i), bits=3, coding="trellis")[0] for i in range(3)]
+    stack = jax.tree.map(lambda *a: jnp.stack(a), *made)
+    expected = np.stack([t.dequantize() for t in made])
+    np.testing.assert_array_equal(stack.dequantize(), expected)
+    np.testing.assert_array_equal(jax.jit(corrq.dequantize)(stack), expected)
+
+
+def test_the_same_bytes_every_time():
+    first, second = (corrq.quantize(TREE, bits=3, coding="trellis")[0] for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_file_with_too_few_levels_is_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    corrq.save(path, corrq.quantize(TREE["large"], bits=3)[0])
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    record = json.loads(header["__metadata__"]["corrq"])
+    record["tensors"]["kernel"]["coding"] = "trellis"
+    record["crc32"] = "0" * 8 + record["crc32"][8:]
+
+    import zlib
+
+    def text():
+        header["__metadata__"]["corrq"] = json.dumps(record, separators=(",", ":"))
+        found = json.dumps(header, separators=(",", ":")).encode()
+        return found + b" " * (-len(found) % 8)
+
+    record["crc32"] = f"{zlib.crc32(text()):08x}" + record["crc32"][8:]
+    path.write_bytes(len(text()).to_bytes(8, "little") + text() + raw[8 + length :])
+    with pytest.raises(corrq.FileFormatError, match="do not fit"):
+        corrq.load(path)
+
+
+@pytest.mark.parametrize("grid", ["linear", "exponential", "nf4"])
+def test_only_free_levels_are_coded_along_it(grid):
+    with pytest.raises(corrq.InputError, match="only 'optimal'"):
+        corrq.quantize(TREE, bits=4, grid=grid, coding="trellis")
