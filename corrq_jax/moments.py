@@ -29,7 +29,7 @@ def match_moments(wiring: Wiring, params: Any, qparams: Any) -> tuple[Any, Match
     s^2 becomes ``g^2 s^2 + v(W_q - g W)``, g being what is left of the trained kernel W in the
     quantized W_q, and v the expected variance of a kernel's output: what is left of the signal
     keeps the variance that training measured, and only that of the noise is predicted. All of it
-    is for a channel each (docs/method.md, section 8).
+    is for a channel each (docs/method.md, section 9).
 
     Args:
         wiring: of the network, from `trace`.
