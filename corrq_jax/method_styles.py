@@ -39,6 +39,7 @@ _STYLES = {
     "optimal, channel scales": MethodStyle("#56B4E9", "P"),
     "optimal + moments": MethodStyle("#E69F00", "v"),
     "mixed bits": MethodStyle("#009E73", "^"),
+    "mixed bits, trellis-coded": MethodStyle("#6F4E37", "p"),
     "mixed bits, entropy-coded": MethodStyle("#882255", "X"),
 }
 PEER_COLOR = "#808080"

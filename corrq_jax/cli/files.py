@@ -75,7 +75,11 @@ def quantize(
         float | None, typer.Option(help="Target: the smallest file in which every rho is this.")
     ] = None,
     coding: Annotated[
-        str, typer.Option(help="packed, or entropy: about as many bits as the levels' entropy.")
+        str,
+        typer.Option(
+            help="packed; trellis: as many bits with less noise, up to 7; or entropy: about as many "
+            "bits as the levels' entropy."
+        ),
     ] = "packed",
     granularity: Annotated[
         str,
