@@ -77,7 +77,7 @@ def quantize(
     coding: Annotated[
         str,
         typer.Option(
-            help="packed; trellis: as many bits with less noise, up to 7; or entropy: about as many "
+            help="packed; trellis: as many bits, less noise, up to 7; or entropy: about as many "
             "bits as the levels' entropy."
         ),
     ] = "packed",
