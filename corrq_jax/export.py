@@ -4,7 +4,10 @@ How a tensor is decoded, in full:
 
 1. Code i is bits ``i * bits`` to ``i * bits + bits - 1`` of ``codes``, lowest first; bit j of that
    stream is bit ``j % 8`` of byte ``j // 8``, counted from the lowest.
-2. The weight is ``levels[code]``. Weights are in row-major order of ``shape``.
+2. The weight is ``levels[code]``. Weights are in row-major order of ``shape``. If ``trellis`` is
+   true, the index of the level follows from the code and those before it, in segments of 1,024
+   weights: with u the lowest bits of the segment's codes, 0 before it, and code i,
+   ``4 * (code >> 1) + 2 * (u[i] ^ u[i-2] ^ u[i-5]) + u[i-3]``.
 3. With ``scales`` the tensor is seen as [before, channels, after], row-major. The
    ``before * after`` weights of a channel, in order, are cut into groups of ``group``, of which the
    last may be shorter; those of group g of channel c are multiplied by ``scales[g, c]``, in the
@@ -45,6 +48,8 @@ class Encoded(TypedDict):
         shape: of the tensor.
         dtype: its name, such as "float32" or "bfloat16".
         bits: of a code, 1 to 8.
+        trellis: whether codes are to be followed along a trellis; there are ``2**(bits + 1)``
+            levels then.
     """
 
     codes: np.ndarray
@@ -54,6 +59,7 @@ class Encoded(TypedDict):
     shape: tuple[int, ...]
     dtype: str
     bits: int
+    trellis: bool
 
 
 def to_numpy(params: Any) -> dict[str, np.ndarray | Encoded]:
@@ -106,6 +112,7 @@ def _encoded(tensor: QuantizedTensor) -> Encoded:
         "shape": tensor.shape,
         "dtype": tensor.dtype,
         "bits": tensor.bits,
+        "trellis": tensor.coding == "trellis",
     }
 
 

@@ -77,6 +77,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
     if "entropy" in (options.get("coding"), config.coding):
         raise InputError("stacked= with coding='entropy': layers would differ in length")
+    if "trellis" in (options.get("coding"), config.coding):
+        raise InputError(
+            "stacked= with coding='trellis': a layer of few distinct weights has no trellis; use "
+            "coding='packed', or quantize without stacked="
+        )
 
 
 def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[str, list[str]]:
