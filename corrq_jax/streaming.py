@@ -137,7 +137,7 @@ def _parts(target: pathlib.Path, source: pathlib.Path) -> Iterator[Parts]:
     parts = Parts(target.with_name(f".{target.name}.parts"), _state(source))
     try:
         yield parts
-    except CorrqError:
+    except (CorrqError, FileNotFoundError, IsADirectoryError):
         parts.remove()
         raise
     parts.remove()

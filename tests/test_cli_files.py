@@ -292,7 +292,9 @@ class TestErrors:
         text = tmp_path / "net.txt"
         text.write_text("hello, this is not a file of weights\n" * 9)
         assert "net.txt" in failed("quantize", text, "-o", tmp_path / "q.safetensors")
-        assert "a folder" in failed("quantize", tmp_path, "-o", tmp_path / "q.safetensors")
+        (tmp_path / "folder").mkdir()
+        out = ("-o", tmp_path / "q.safetensors")
+        assert "a folder" in failed("quantize", tmp_path / "folder", *out)
 
     def test_a_pickle_that_runs_code_is_not_run(self, failed, tmp_path):
         class Bomb:

@@ -233,6 +233,7 @@ def test_errors_leave_nothing_behind(source, tmp_path):
         corrq.quantize_file(source, target, corrq.Config(bits_per_weight=0.1))
     with pytest.raises(FileNotFoundError, match=r"no such weight file.*none\.npz"):
         corrq.quantize_file(tmp_path / "none.npz", target)
+    assert [p.name for p in tmp_path.iterdir()] == [source.name]
     with pytest.raises(FileNotFoundError, match="does not exist"):
         corrq.quantize_file(source, tmp_path / "no" / "q.safetensors")
     arrays = network()
