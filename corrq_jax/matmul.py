@@ -24,7 +24,7 @@ class Use(NamedTuple):
         bits: bits of a code.
         batch: largest number of rows of x.
         blocks: how the matrix was cut up.
-        pairs: whether levels were looked up in pairs, if they are in bfloat16.
+        pairs: whether levels were looked up in pairs; they have to be in bfloat16 then.
     """
 
     bits: int
@@ -34,10 +34,12 @@ class Use(NamedTuple):
 
 
 MEASURED = (
-    Use(2, 1, Blocks(rows=16, columns=128, depth=256)),
-    Use(4, 1, Blocks(rows=16, columns=128, depth=256, unroll=2), pairs=True),
-    Use(4, 4, Blocks(rows=8, columns=128, depth=256, unroll=4)),
-    Use(8, 1, Blocks(rows=16, columns=128, depth=256)),
+    Use(2, 1, Blocks(rows=64, columns=32, depth=1024, warps=8), pairs=True),
+    Use(3, 1, Blocks(rows=128, columns=16, depth=4096, warps=16, ahead=True), pairs=True),
+    Use(4, 1, Blocks(rows=64, columns=128, depth=1024, warps=16), pairs=True),
+    Use(4, 4, Blocks(rows=64, columns=32, depth=4096, warps=16), pairs=True),
+    Use(4, 1, Blocks(rows=256, columns=32, depth=4096, warps=16)),
+    Use(8, 1, Blocks(rows=128, columns=32, depth=4096, warps=16)),
 )
 """On an H100 (docs/performance.md). Elsewhere the matrix is decoded."""
 LEAST_SIZE = 1 << 26
@@ -96,6 +98,8 @@ def use_of_kernel(x: jax.Array, matrix: QuantizedTensor) -> Use | None:
     )
     rows, columns = matrix.shape
     for use in uses if able else ():
+        if use.pairs and matrix.dtype != "bfloat16":
+            continue
         if lookup_matmul.fits(rows, columns, matrix.bits, use.blocks):
             return use
     return None
