@@ -76,7 +76,7 @@ class QuantizedTensor:
     (`corrq_jax.core.trellis`).
 
     Attributes:
-        codes: uint8[..., ceil(size * bits / 8)]; with ``blocks`` uint8[..., *blocks, bytes].
+        codes: uint8[..., ceil(size * bits / 8)]; with ``blocks`` ``uint8[..., *blocks, bytes]``.
         levels: float32[..., at most 2**bits] (float64 for a float64 tensor), the gain and offset
             of the quantizer included.
         scales: float16[..., groups, channels] that the levels are multiplied by; None if one table
