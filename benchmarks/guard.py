@@ -15,8 +15,8 @@ from quantize import CONTENDERS, TREES, make_weights
 
 ROUNDS = 5
 OURS, THEIRS = "corrq optimal", "qwix int4 absmax, per channel"
-LIMIT = 4.0
-"""On two quiet cores the ratio is LIMIT / 2 or less."""
+LIMIT = 6.0
+"""The ratio was 2.5 on two cores that did other things as well, 3.2 at nine processes a core."""
 
 
 def main() -> None:
