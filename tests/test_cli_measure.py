@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from flax import nnx
 
 import corrq_jax as corrq
 from corrq_jax import fidelity
-from corrq_jax.data import batches
+from corrq_jax.cli import measure
+from corrq_jax.data import batches, fashion_mnist
 from corrq_jax.flax import functional
 from corrq_jax.models.efficientnet_lite_weights import installed_weights
 from corrq_jax.peers import PEERS
@@ -128,7 +130,7 @@ REPORT = {"index.html", "results.json", "results.csv"}
 def check_report(folder, methods):
     files = {path.name for path in folder.iterdir()}
     assert files > REPORT
-    pictures = files - REPORT
+    pictures = files - REPORT - {"fashion_resnet"}
     assert pictures
     for name in pictures:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -186,3 +188,25 @@ def test_demo(tmp_path):
     assert written.float_top1 == pytest.approx(22 / 24)
     assert all(r.agreement > 0.9 and r.bits_per_weight <= 3.5 for r in written.results)
     assert (tmp_path / "report" / "index.html").stat().st_size > 50_000
+    if not fashion_mnist.DEBIAN_FOLDER.is_dir():
+        assert "fashion_resnet is left out. Fashion-MNIST is not on this machine" in done.stderr
+        return
+    second = check_report(tmp_path / "report" / "fashion_resnet", methods)
+    assert (second.photos, second.views) == (10_000, 10_000)
+    assert second.float_top1 > 0.92
+    for result in second.results:
+        assert result.gained - result.lost == round(10_000 * (result.top1 - second.float_top1))
+        assert f"{result.top1:.1%}".replace("%", " %") in done.stdout
+    assert "this is accuracy" in done.stdout
+
+
+def test_the_second_network_without_its_pictures(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    measure._second_network([], tmp_path / "report")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(
+        "fashion_resnet is left out. Fashion-MNIST is not on this machine: on Deb"
+    )
+    assert list(tmp_path.iterdir()) == []

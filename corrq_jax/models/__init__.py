@@ -54,6 +54,7 @@ def _entry(
 
 _FASHION_RESNET = ModelInfo(
     *("fashion_resnet", 28, 10, "fashion_mnist", "corrq_jax.models.fashion_resnet", "flax"),
+    trained="package",
     dataset="fashion_mnist",
 )
 

@@ -1,6 +1,6 @@
 """Measure quantized forms of `fashion_resnet` on the 10,000 test pictures: a table in Markdown.
 
-    python examples/fashion_mnist/evaluate.py results --weights fashion_resnet.safetensors
+    python examples/fashion_mnist/evaluate.py results
 
 keeps each cell, a method at a number of bits, in the folder `results` and goes on where it was
 stopped. Prints top-1 with its 95 % interval (Wilson), and that of its change from the float
@@ -52,7 +52,7 @@ def main() -> None:
     """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=pathlib.Path, help="keeps what is done")
-    parser.add_argument("--weights", required=True, help="the file that train.py wrote")
+    parser.add_argument("--weights", help="a file that train.py wrote; those shipped if left out")
     parser.add_argument("--data", help="the folder with Fashion-MNIST's files")
     parser.add_argument("--method", action="append", help="a method (repeatable); all by default")
     parser.add_argument("--bits", type=width, nargs="+", default=BITS)

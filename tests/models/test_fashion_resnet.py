@@ -1,27 +1,27 @@
-"""The Fashion-MNIST network: an independent forward pass, its weights."""
+"""The Fashion-MNIST network: an independent forward pass, its weights, its accuracy as recorded."""
+
+import re
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from scipy import signal
 
-from corrq_jax import fidelity, models
+from corrq_jax import data, fidelity, models
+from corrq_jax.data import fashion_mnist
 from corrq_jax.errors import InputError
 from corrq_jax.models.fashion_resnet import EPSILON, STAGES
+from corrq_jax.readers import read_weights
 
 NAME = "fashion_resnet"
+NEEDS_DATA = pytest.mark.skipif(
+    not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="apt-get install dataset-fashion-mnist"
+)
 
 
 @pytest.fixture(scope="module")
 def weights():
-    """Random ones: the trained are not there yet."""
-    rng = np.random.default_rng(0)
-    leaves = nnx.to_flat_state(nnx.state(models.create(NAME), (nnx.Param, nnx.BatchStat)))
-    return {
-        "/".join(map(str, path)): np.float32(0.5 + rng.random(leaf.shape)) * leaf.get_value()
-        for path, leaf in leaves
-    }
+    return read_weights(models.trained_weights(NAME))
 
 
 def conv(x, kernel, stride):
@@ -60,10 +60,19 @@ def forward(w, x):
 def test_logits_equal_their_definition(weights):
     images = np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
-        found = models.load(NAME, weights)(images)
+        found = models.load(NAME)(images)
     expected = np.stack([forward(weights, np.float64(image)) for image in images])
     # Float32 sums of up to a thousand terms; the logits are of order ten.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_shipped(weights):
+    file = models.trained_weights(NAME)
+    assert file.stat().st_size < 2_000_000
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+    log = file.with_suffix(".log").read_text()
+    for word in ("MIT licence", "command: python examples/", "seed ", "jax ", "held out", "test: "):
+        assert word in log
 
 
 def test_one_error_lists_all_that_is_wrong(weights):
@@ -80,6 +89,19 @@ def test_another_number_of_classes(weights):
     arrays = dict(weights)
     arrays |= {f"classifier/{k}": weights[f"classifier/{k}"][..., :7] for k in ("kernel", "bias")}
     assert models.load(NAME, arrays).classifier.bias.shape == (7,)
+
+
+@NEEDS_DATA
+def test_accuracy_on_the_whole_test_set():
+    subject = fidelity.subject(NAME, batch_size=500)
+    assert subject.data == data.read_fashion_mnist("test").identity
+    found, _ = subject.measure(subject.params)
+    assert found.labelled == 10_000
+    log = models.trained_weights(NAME).with_suffix(".log").read_text()
+    (recorded,) = re.findall(r"^test: (\d+\.\d+) %", log, re.MULTILINE)
+    # Other processors round otherwise: a picture or two may fall on the other side.
+    assert 100 * found.top1 == pytest.approx(float(recorded), abs=0.03)
+    assert found.top1 >= 0.925
 
 
 def test_options_that_do_not_fit(tmp_path):
