@@ -121,7 +121,7 @@ def test_demo_as_json(run, tiny_network, tmp_path):
     assert code == 0
     found = Run.from_json(out)
     assert found == Run.from_json((folder / "results.json").read_text())
-    assert [r.bits for r in found.results] == [3.5, 3.5]
+    assert [r.bits for r in found.results] == [3.5] * 3  # packed, along a trellis, entropy-coded
 
 
 REPORT = {"index.html", "results.json", "results.csv"}
@@ -177,7 +177,7 @@ def test_demo(tmp_path):
     # Two methods have fractions of bits; all take minutes.
     done = in_process("demo", "--bits", "3.5", "-o", tmp_path / "report")
     assert done.returncode == 0, done.stderr
-    methods = ["mixed bits", "mixed bits, entropy-coded"]
+    methods = ["mixed bits", "mixed bits, trellis-coded", "mixed bits, entropy-coded"]
     written = check_report(tmp_path / "report", methods)
     assert "\x1b" not in done.stdout + done.stderr
     assert "…" not in done.stdout
