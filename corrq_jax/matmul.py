@@ -66,7 +66,7 @@ def matmul(x: jax.Array, matrix: QuantizedTensor) -> jax.Array:
 
     >>> import numpy as np, corrq_jax as corrq
     >>> w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
-    >>> matrix, _ = corrq.quantize_array(w, bits=4)
+    >>> matrix = corrq.quantize({"w": w}, bits=4)[0]["w"]
     >>> jax.jit(corrq.matmul)(jnp.ones((2, 64)), matrix).shape
     (2, 32)
     """

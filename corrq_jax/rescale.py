@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax.core import coding, trellis
+from corrq_jax.core.density import CHUNK
 from corrq_jax.granularity import fold, lengths
 from corrq_jax.leaf import Leaf, Scales, ahead, largest_level
 from corrq_jax.tensor import QuantizedTensor, Rows
@@ -197,10 +198,12 @@ def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
         for chunk, valid, factors, packed in _with_codes(leaf, tensor, scales.factors)
     )
     for i, (valid, arrays) in enumerate(ahead(parts)):
-        v, e, error = (np.asarray(a)[:valid] for a in arrays)
-        for table, x in ((level, v), (power, v * v), (product, v * e)):
-            fold(np.add, table, scales.rows, x, i * leaf.piece)
-        sums += error.sum(), error @ error
+        whole = [np.asarray(a)[:valid] for a in arrays]
+        for start in range(0, valid, CHUNK):  # a leaf on an accelerator is one piece
+            v, e, error = (a[start : start + CHUNK] for a in whole)
+            for table, x in ((level, v), (power, v * v), (product, v * e)):
+                fold(np.add, table, scales.rows, x, i * leaf.piece + start)
+            sums += error.sum(), error @ error
     return _Errors(level, power, product, float(sums[0]), float(sums[1]))
 
 

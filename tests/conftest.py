@@ -14,6 +14,9 @@ from pictures import jpeg
 from corrq_jax import cli
 from corrq_jax.cli import app
 
+# Scripts that tests run in processes of their own, on other devices.
+collect_ignore = ["saved_bytes.py", "sharded_checks.py", "sharded_storage_checks.py"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):

@@ -21,6 +21,16 @@ import corrq_jax as corrq
 from corrq_jax.readers import write_weights
 
 
+def spread(params, name):
+    """With more devices each part of the kernel on another, where that is supported."""
+    if len(jax.devices()) == 1 or name != "packed":
+        return params
+    mesh = jax.make_mesh((len(jax.devices()),), ("x",), (jax.sharding.AxisType.Auto,))
+    columns = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    kernel = jax.device_put(params["a"]["kernel"], columns)
+    return {**params, "a": {**params["a"], "kernel": kernel}}
+
+
 def main(folder):
     rng = np.random.default_rng(0)
     large = rng.laplace(size=(700, 1600))  # more than a chunk: sums are those of pieces
@@ -28,16 +38,14 @@ def main(folder):
         "a": {"kernel": large.astype(np.float32), "bias": np.zeros(1600, np.float32)},
         "b": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.bfloat16)},
     }
-    if len(jax.devices()) > 1:  # each row of the kernel on another device
-        mesh = jax.make_mesh((len(jax.devices()),), ("x",), (jax.sharding.AxisType.Auto,))
-        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
-        params["a"]["kernel"] = jax.device_put(params["a"]["kernel"], spread)
-    quantized, report = corrq.quantize(params, bits=3, coding="entropy", granularity="channel")
-    path = folder / "quantized.safetensors"
-    corrq.save(path, quantized, report=report)
-    print("quantized", hashlib.sha256(path.read_bytes()).hexdigest())
-    back = jax.tree.map(np.asarray, corrq.dequantize(corrq.load(path)))
-    print("decoded", hashlib.sha256(back["a"]["kernel"].tobytes()).hexdigest())
+    files = {"coded": {"coding": "entropy", "granularity": "channel"}, "packed": {}}
+    for name, options in files.items():
+        tree, report = corrq.quantize(spread(params, name), bits=3, **options)
+        path = folder / f"{name}.safetensors"
+        corrq.save(path, tree, report=report)
+        print(name, hashlib.sha256(path.read_bytes()).hexdigest())
+        back = jax.tree.map(np.asarray, corrq.dequantize(corrq.load(path)))
+        print("decoded", hashlib.sha256(back["a"]["kernel"].tobytes()).hexdigest())
     for suffix in (".npz", ".safetensors"):
         path = folder / f"floats{suffix}"
         write_weights(path, {"w": large, "b": np.zeros(3)}, overwrite=True)
