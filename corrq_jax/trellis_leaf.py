@@ -30,7 +30,7 @@ class _Sums(NamedTuple):
 def _encoded(chunk: jax.Array, valid: Any, norm: Any, levels: jax.Array):
     """Codes of a piece, a byte each, and its `_Sums`."""
     size = chunk.size
-    x = norm.apply(jnp.pad(chunk, (0, -size % trellis.SEGMENT), mode="edge"))
+    x = jnp.pad(norm.apply(chunk), (0, -size % trellis.SEGMENT), mode="edge")
     codes = trellis.encode(x.reshape(-1, trellis.SEGMENT), levels).reshape(-1)
     index = trellis.level_indices(codes)
     present = jnp.arange(x.size) < valid
