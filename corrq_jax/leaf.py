@@ -1,4 +1,4 @@
-"""One leaf of a tree, read in pieces of a fixed size: its density, and its codes.
+"""One leaf of a tree, read in pieces of a fixed size: its extremes, its density.
 
 The pieces are views of the leaf where it lies in host memory, so that nothing of the tensor's size
 is copied, and every tensor of every network runs through the same few compiled functions. On an
@@ -11,7 +11,6 @@ divided by these scales.
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -21,14 +20,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from corrq_jax import on_device
-from corrq_jax.core import coding
 from corrq_jax.core import density as core
 from corrq_jax.core.compiling import jit_search
-from corrq_jax.core.fit import Quantizer
 from corrq_jax.errors import InputError
 from corrq_jax.granularity import Spread
 from corrq_jax.lazy import LazyArray
-from corrq_jax.tensor import QuantizedTensor, Rows, empty_to_hand_over
+from corrq_jax.tensor import Rows
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Dtypes that can be quantized."""
@@ -46,17 +43,6 @@ _extent = jax.jit(core.extent)
 _normalization = jax.jit(core.normalization)
 _accumulate = jax.jit(core.accumulate, donate_argnums=0)
 _from_sorted = jit_search(core.from_sorted)
-_lookup_table = jit_search(coding.lookup_table)
-
-
-@partial(jax.jit, static_argnames="bits")
-def _codes_by_table(chunk, norm, table, bits):
-    return coding.pack(coding.assign_by_table(norm.apply(chunk), table), bits)
-
-
-@partial(jax.jit, static_argnames="bits")
-def _codes_by_search(chunk, norm, boundaries, bits):
-    return coding.pack(coding.assign_by_search(norm.apply(chunk), boundaries), bits)
 
 
 @jax.jit
@@ -188,7 +174,7 @@ class Leaf:
             yield self.flat.reshape(-1), self.flat.size
             return
         for start in range(0, self.flat.size, self.piece):
-            chunk = _slice(self.flat, start, self.piece)
+            chunk = part_of(self.flat, start, self.piece)
             if self.factor != 1 or self.dtype == "float64":
                 chunk = (np.asarray(chunk, np.float64) * self.factor).astype(np.float32)
             yield _pad(chunk, self.piece), chunk.size
@@ -280,7 +266,8 @@ def _is_whole(flat: Any) -> bool:
     return not isinstance(flat, np.ndarray) and core.SORTED_SIZE < flat.size <= on_device.MOST
 
 
-def _slice(flat: Any, start: int, size: int) -> Any:
+def part_of(flat: Any, start: int, size: int) -> Any:
+    """At most so many flat weights from one on, where they lie."""
     if isinstance(flat, np.ndarray):
         return flat[start : start + size]
     size = min(size, flat.size - start)
@@ -301,7 +288,7 @@ def _extremes(flat: Any) -> tuple[float, float]:
         lo, hi = np.asarray(on_device.extents([flat]))[0]
         return float(lo), float(hi)
     starts = range(0, flat.size, core.CHUNK)
-    parts = [_extent(_pad(_slice(flat, s, core.CHUNK), core.CHUNK)) for s in starts]
+    parts = [_extent(_pad(part_of(flat, s, core.CHUNK), core.CHUNK)) for s in starts]
     lo, hi = np.array(jax.device_get(parts), np.float32).T
     return float(lo.min()), float(hi.max())
 
@@ -354,60 +341,6 @@ def _live(leaf: Leaf) -> tuple[Any, int]:
     return (_pad(x, leaf.piece) if x.size else chunk), x.size
 
 
-def encode(
-    leaf: Leaf, norm: core.Normalization, quantizer: Quantizer, bits: int
-) -> QuantizedTensor:
-    """Assign every weight to its level and pack the codes, in one pass over the pieces.
-
-    Raises:
-        InputError: a level is outside of what the leaf's dtype can hold.
-    """
-    if leaf.is_whole:
-        boundaries = np.asarray(quantizer.boundaries, np.float32)
-        codes = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, bits)
-    else:
-        codes = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
-    return assembled(leaf, norm, codes, quantizer.values, bits)
-
-
-def assembled(
-    leaf: Leaf, norm: core.Normalization, codes: Any, values: Any, bits: int
-) -> QuantizedTensor:
-    """The tensor of packed codes and of values in normalized units, with the scales of the leaf."""
-    if leaf.scales is None:
-        levels = levels_in_weight_units(leaf, norm, values)
-        return _tensor(leaf, codes, levels, bits)
-    with np.errstate(over="ignore"):  # of a float64 level above the largest weight
-        levels = levels_in_weight_units(leaf, norm, values)
-    limit = largest_level(leaf, float(leaf.scales.values.max()))
-    tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
-    scales = jax.device_put(leaf.scales.values)
-    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
-
-
-def _codes_in_pieces(
-    leaf: Leaf, norm: core.Normalization, boundaries: jax.Array, bits: int
-) -> np.ndarray:
-    table, exact = _lookup_table(boundaries)
-    by_table = leaf.piece > core.SORTED_SIZE and bool(exact)
-    codes = empty_to_hand_over(coding.packed_size(leaf.flat.size, bits), np.uint8)
-    piece = coding.packed_size(leaf.piece, bits)
-
-    def launched() -> Iterator[jax.Array]:
-        for (chunk, _), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
-            if by_table:
-                yield _codes_by_table(chunk, to_x, table, bits)
-            else:
-                yield _codes_by_search(chunk, to_x, boundaries, bits)
-
-    for i, part in enumerate(ahead(launched())):
-        codes[i * piece : (i + 1) * piece] = np.asarray(part)[: codes.size - i * piece]
-    spare = -leaf.flat.size * bits % 8
-    if spare:
-        codes[-1] &= 0xFF >> spare  # the padding's codes: the stream ends in zeros
-    return codes
-
-
 def ahead(launched: Iterator[Any]) -> Iterator[Any]:
     """The results of an iterator that launches them, a few steps behind it."""
     waiting: deque[Any] = deque()
@@ -418,22 +351,6 @@ def ahead(launched: Iterator[Any]) -> Iterator[Any]:
     yield from waiting
 
 
-def largest_level(leaf: Leaf, scale: float) -> float:
-    """What a level, or a scale, may be for its product with a scale, or a level, to be finite."""
-    largest = float(jnp.finfo(leaf.dtype).max) * (1 - 2.0**-10)  # scales are rounded by half that
-    return min(largest / scale, float(np.finfo(np.float64).max)) if scale else largest
-
-
-def levels_in_weight_units(leaf: Leaf, norm: core.Normalization, values: Any) -> np.ndarray:
-    """float64 levels: normalized values back in the units of the weights.
-
-    With scales: to be multiplied by the float16 scale of a weight's row.
-    """
-    center, scale = float(norm.center), float(norm.scale)
-    levels = np.asarray(values, np.float64) / scale + center
-    return levels * (1.0 if leaf.scales is None else leaf.scales.unit) / leaf.factor
-
-
 def distinct(leaf: Leaf, most: int) -> np.ndarray | None:
     """The distinct weights, ascending, if there are at most ``most`` of them; scales do not count.
 
@@ -442,37 +359,7 @@ def distinct(leaf: Leaf, most: int) -> np.ndarray | None:
     found = np.empty(0, leaf.flat.dtype)
     for start in (0, *range(_FEW, leaf.flat.size, core.CHUNK)):
         size = core.CHUNK if start else _FEW
-        found = np.union1d(found, np.asarray(_slice(leaf.flat, start, size)))
+        found = np.union1d(found, np.asarray(part_of(leaf.flat, start, size)))
         if found.size > most:
             return None
     return found + found.dtype.type(0)  # which of two zeros it has depends on the order
-
-
-def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
-    """Store a leaf of few distinct weights without loss, in as few bits as they need.
-
-    Scales are left out.
-    """
-    bits = max(1, int(values.size - 1).bit_length())
-    codes = np.empty(leaf.flat.size, np.uint8)
-    for start in range(0, leaf.flat.size, core.CHUNK):
-        part = np.asarray(_slice(leaf.flat, start, core.CHUNK))
-        codes[start : start + core.CHUNK] = np.searchsorted(values, part)
-    return _tensor(leaf, np.asarray(coding.pack(codes, bits)), values.astype(np.float64), bits)
-
-
-def _tensor(
-    leaf: Leaf, codes: np.ndarray | jax.Array, levels: np.ndarray, bits: int
-) -> QuantizedTensor:
-    kept = levels if leaf.dtype == "float64" else jnp.asarray(as_stored(leaf, levels))
-    shape = tuple(int(n) for n in leaf.array.shape)
-    return QuantizedTensor(jax.device_put(codes), kept, shape, leaf.dtype, bits)
-
-
-def as_stored(leaf: Leaf, levels: np.ndarray) -> np.ndarray:
-    """float32 levels that the leaf's dtype can hold.
-
-    A fitted level can lie above the largest weight (an offset, a midpoint of an empty cell).
-    """
-    limit = float(jnp.finfo(leaf.dtype).max)
-    return np.clip(levels, -limit, limit).astype(np.float32)

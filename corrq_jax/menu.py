@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import entropy, layout, on_device, sharded_leaf, trellis_leaf
+from corrq_jax import encoding, entropy, layout, on_device, sharded_leaf, trellis_leaf
 from corrq_jax import leaf as leaves
 from corrq_jax.config import Config
 from corrq_jax.core import coding, ladder, trellis
@@ -70,6 +70,11 @@ class Option:
 def _reading(leaf: Leaf) -> Any:
     """The module that reads it: where it lies on a mesh of devices, or in one place."""
     return leaves if leaf.sharding is None else sharded_leaf
+
+
+def _encoding(leaf: Leaf) -> Any:
+    """The module that encodes it, likewise."""
+    return encoding if leaf.sharding is None else sharded_leaf
 
 
 def measure(leaf: Leaf) -> Measured:
@@ -253,12 +258,12 @@ def encode(option: Option) -> tuple[QuantizedTensor, float]:
     if option.quantizer is None:
         values = _reading(leaf).distinct(leaf, 1 << option.bits)
         assert values is not None
-        return _reading(leaf).encode_exactly(leaf, values), 0.0
+        return _encoding(leaf).encode_exactly(leaf, values), 0.0
     if option.coding == "trellis":
         values = np.asarray(option.quantizer.values)
         tensor, noise = trellis_leaf.encode(leaf, option.norm, values, option.bits)
     else:
-        tensor = _reading(leaf).encode(leaf, option.norm, option.quantizer, option.bits)
+        tensor = _encoding(leaf).encode(leaf, option.norm, option.quantizer, option.bits)
         noise = float(option.quantizer.noise)
     if leaf.scales is not None:
         tensor, noise = refine(leaf, tensor)

@@ -11,8 +11,9 @@ import numpy as np
 
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import CHUNK
+from corrq_jax.encoding import largest_level
 from corrq_jax.granularity import fold, lengths
-from corrq_jax.leaf import Leaf, Scales, ahead, largest_level
+from corrq_jax.leaf import Leaf, Scales, ahead
 from corrq_jax.tensor import QuantizedTensor, Rows
 
 # Weights whose squares are summed on the host, at a time: they stay in its cache.
@@ -148,7 +149,7 @@ def refine(leaf: Leaf, tensor: QuantizedTensor) -> tuple[QuantizedTensor, float]
 
     Args:
         leaf: from `scaled`.
-        tensor: what `corrq_jax.leaf.encode` made of it.
+        tensor: what `corrq_jax.encoding.encode` made of it.
 
     Returns:
         The tensor with new scales, and its noise: ``1 - rho**2`` over all weights, before decoded

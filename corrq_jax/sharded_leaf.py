@@ -21,6 +21,7 @@ from corrq_jax.core import density as core
 from corrq_jax.core.compiling import jit_search
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.core.shards import axes_of
+from corrq_jax.encoding import as_stored, levels_in_weight_units
 from corrq_jax.errors import InputError
 from corrq_jax.leaf import Leaf
 from corrq_jax.sharding import blocks_of
@@ -130,7 +131,7 @@ def encode(
     else:
         cells, assign = boundaries, coding.assign_by_search
     codes = _codes(leaf.array, norm, cells, leaf.sharding, bits, assign)
-    return _tensor(leaf, codes, leaves.levels_in_weight_units(leaf, norm, quantizer.values), bits)
+    return _tensor(leaf, codes, levels_in_weight_units(leaf, norm, quantizer.values), bits)
 
 
 def distinct(leaf: Leaf, most: int) -> np.ndarray | None:
@@ -162,7 +163,7 @@ def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
 
 def _tensor(leaf: Leaf, codes: jax.Array, levels: np.ndarray, bits: int) -> QuantizedTensor:
     assert leaf.sharding is not None
-    stored = leaves.as_stored(leaf, levels)
+    stored = as_stored(leaf, levels)
     everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
     kept = jax.make_array_from_callback(stored.shape, everywhere, stored.__getitem__)
     blocks = blocks_of(leaf.sharding, leaf.array.ndim)

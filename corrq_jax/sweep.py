@@ -16,6 +16,7 @@ import numpy as np
 from corrq_jax import leaf as leaves
 from corrq_jax.anatomy import Anatomy, file_anatomy, tensor_anatomy
 from corrq_jax.core.fit import fit_batch
+from corrq_jax.encoding import levels_in_weight_units
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Metrics
 from corrq_jax.histograms import entropy_of_codes, level_table
@@ -252,7 +253,7 @@ def layer_density(params: Any, path: str, method: Method, bits: int) -> LayerDen
     present = counts > 0
 
     def in_weight_units(x: Any) -> np.ndarray:
-        return leaves.levels_in_weight_units(leaf, norm, x)
+        return levels_in_weight_units(leaf, norm, x)
 
     return LayerDensity(
         path=path,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import leaf as leaves
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import Normalization
+from corrq_jax.encoding import assembled
 from corrq_jax.leaf import Leaf
 from corrq_jax.tensor import QuantizedTensor
 
@@ -73,5 +73,5 @@ def encode(
     error = sums.error - (mass * (new - levels[: len(values)]) ** 2).sum()
     variance = sums.square - (mass * means).sum() ** 2 / mass.sum()
     noise = float(np.clip(error / variance, 0, 1)) if variance > 0 else 1.0
-    tensor = leaves.assembled(leaf, norm, np.concatenate(codes), new, bits)
+    tensor = assembled(leaf, norm, np.concatenate(codes), new, bits)
     return dataclasses.replace(tensor, coding="trellis"), noise

@@ -40,9 +40,10 @@ LAYERS = {
     "granularity": ("errors tensor", "numpy"),
     "on_device": ("core tensor", "jax numpy"),
     "leaf": ("core errors granularity lazy on_device tensor", "jax numpy"),
-    "trellis_leaf": ("core leaf tensor", "jax numpy"),
-    "sharded_leaf": ("core errors leaf sharding tensor", "jax numpy"),
-    "rescale": ("core granularity leaf tensor", "jax numpy"),
+    "encoding": ("core leaf on_device tensor", "jax numpy"),
+    "trellis_leaf": ("core encoding leaf tensor", "jax numpy"),
+    "sharded_leaf": ("core encoding errors leaf sharding tensor", "jax numpy"),
+    "rescale": ("core encoding granularity leaf tensor", "jax numpy"),
     "array": ("core config errors sharding tensor", "jax"),
     "layout": ("core entropy errors lazy paths report tensor", "jax numpy"),
     "rebuild": ("paths", ""),
@@ -62,7 +63,8 @@ LAYERS = {
     "anatomy": ("layout tensor", ""),
     "histograms": ("details tensor", "numpy"),
     "menu": (
-        "config core entropy layout leaf memory on_device rescale sharded_leaf tensor trellis_leaf",
+        "config core encoding entropy layout leaf memory on_device rescale sharded_leaf tensor"
+        " trellis_leaf",
         "jax numpy",
     ),
     "budget": ("config errors knapsack menu report", "numpy"),
@@ -129,7 +131,7 @@ LAYERS = {
     "illustrate": ("data details fidelity", "numpy"),
     "methods": ("config errors peers", ""),
     "sweep": (
-        "anatomy corrq_jax core errors evaluation histograms leaf methods moments paths peers"
+        "anatomy corrq_jax core encoding errors evaluation histograms leaf methods moments paths peers"
         " report results storage tensor tree",
         "jax numpy",
     ),
@@ -209,7 +211,9 @@ def test_a_module_imports_what_its_layer_may(path):
 
 
 def test_the_table_holds_the_rules():
-    quantization = {"core", "config", "tensor", "leaf", "tree", "storage", "layout", "paths"}
+    quantization = set(
+        ["core", "config", "tensor", "leaf", "encoding", "tree", "storage", "layout", "paths"]
+    )
     allowed = {part: set(parts.split()) for part, (parts, _) in LAYERS.items()}
     others = {part: set(names.split()) for part, (_, names) in LAYERS.items()}
     assert allowed["core"] == set()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corrq_jax as corrq
+from corrq_jax import encoding
 from corrq_jax import leaf as leaves
 from corrq_jax.core import density as core
 from corrq_jax.core.fit import Method, Quantizer, fit_batch
@@ -60,7 +61,7 @@ def quantized(w, granularity, bits=4, axes=(-1,), path="kernel"):
     method = Method("optimal", "correlation", "mean", bits)
     found = fit_batch(one[0], *extremes, one[1], method)
     quantizer = Quantizer(found.boundaries[0], np.asarray(found.values[0]), found.noise[0])
-    return leaf, leaves.encode(leaf, norm, quantizer, bits), float(found.noise[0])
+    return leaf, encoding.encode(leaf, norm, quantizer, bits), float(found.noise[0])
 
 
 LAYOUTS = [
@@ -97,7 +98,7 @@ def test_encoding_agrees_with_numpy(shape, axes, granularity, snapped):
     np.testing.assert_allclose(pieces, x, rtol=2**-9)
 
     norm, quantizer = by_hand(leaf, 3, snapped)
-    tensor = leaves.encode(leaf, norm, quantizer, 3)
+    tensor = encoding.encode(leaf, norm, quantizer, 3)
     boundaries = np.asarray(quantizer.boundaries)
     codes = np.searchsorted(boundaries, pieces * np.asarray(norm.scale), side="left")
     levels = np.float32(quantizer.values / float(norm.scale) * unit)
@@ -211,7 +212,7 @@ def test_refining_never_raises_the_error(layout, granularity, bits, seed):
     rng = np.random.default_rng(seed)
     w = (rng.normal(size=shape) ** 3 + rng.normal()).astype(np.float32)
     leaf = scaled(leaves.read("w", w), rows_of("w", shape, granularity, axes))
-    tensor = leaves.encode(leaf, *by_hand(leaf, bits, snapped=False), bits)
+    tensor = encoding.encode(leaf, *by_hand(leaf, bits, snapped=False), bits)
     refined, noise = refine(leaf, tensor)
     # What float32 products are off.
     assert squared_error(w, refined) <= squared_error(w, tensor) * (1 + 1e-6)
@@ -226,7 +227,7 @@ def test_a_row_whose_levels_are_zero_keeps_its_scale():
     leaf = scaled(leaves.read("w", w), Rows(4, 2, 1, 4))
     norm = core.normalization(np.float32(leaf.lo), np.float32(leaf.hi))
     quantizer = Quantizer(jnp.float32([0.0]), np.zeros(2), np.float64(0))
-    tensor = leaves.encode(leaf, norm, quantizer, 1)
+    tensor = encoding.encode(leaf, norm, quantizer, 1)
     refined, noise = refine(leaf, tensor)
     np.testing.assert_array_equal(refined.scales, tensor.scales)
     assert noise == 1
@@ -269,7 +270,7 @@ def test_levels_and_scales_beyond_a_dtype_are_cut(dtype, level):
     quantizer = Quantizer(
         jnp.float32([middle]), np.array([level, 2 * level]) * scale, np.float64(0)
     )
-    tensor = leaves.encode(leaf, norm, quantizer, 1)
+    tensor = encoding.encode(leaf, norm, quantizer, 1)
     assert set(tensor.unpacked()) == {0, 1}
     for found in (tensor, refine(leaf, tensor)[0]):
         assert np.isfinite(np.asarray(found.dequantize()).astype(np.float64)).all()
@@ -281,7 +282,7 @@ def test_dead_rows_count_in_the_noise():
     leaf = scaled(leaves.read("w", w), Rows(8, 20_000, 1, 8))
     norm = core.normalization(np.float32(leaf.lo), np.float32(leaf.hi))
     values = np.array([-1, 1]) * float(norm.scale)
-    tensor = leaves.encode(leaf, norm, Quantizer(jnp.float32([0.0]), values, np.float64(0)), 1)
+    tensor = encoding.encode(leaf, norm, Quantizer(jnp.float32([0.0]), values, np.float64(0)), 1)
     _, noise = refine(leaf, tensor)
     assert noise == pytest.approx(20_000 * 2.0**-29, rel=1e-3)
     assert noise == pytest.approx(1 - corrq.correlation(w, tensor.dequantize()) ** 2, rel=1e-5)
@@ -342,7 +343,7 @@ def test_few_distinct_weights_are_found_and_stored_without_scales():
     leaf = scaled(leaves.read("w", w), rows_of("w", w.shape, "channel"))
     values = leaves.distinct(leaf, 4)
     assert values.tolist() == [-1, 0, 3]
-    tensor = leaves.encode_exactly(leaf, values)
+    tensor = encoding.encode_exactly(leaf, values)
     assert tensor.scales is None
     np.testing.assert_array_equal(tensor.dequantize(), w)
     w[-1, -1] = 7  # beyond what is looked at first

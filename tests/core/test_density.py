@@ -7,6 +7,7 @@ import oracles
 import pytest
 
 import corrq_jax as corrq
+from corrq_jax import encoding
 from corrq_jax import leaf as leaves
 from corrq_jax.core import density as core
 from corrq_jax.core.fit import fit_batch
@@ -163,9 +164,9 @@ def test_one_compilation_serves_all_shapes():
         "normalization": leaves._normalization,
         "accumulate": leaves._accumulate,
         "from_sorted": leaves._from_sorted.jitted,
-        "lookup_table": leaves._lookup_table.jitted,
-        "codes_by_table": leaves._codes_by_table,
-        "codes_by_search": leaves._codes_by_search,
+        "lookup_table": encoding._lookup_table.jitted,
+        "codes_by_table": encoding._codes_by_table,
+        "codes_by_search": encoding._codes_by_search,
         "fit_batch": fit_batch.jitted,
     }
 

@@ -1,0 +1,124 @@
+"""The codes and levels of one leaf, from its pieces and a quantizer of its density."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from corrq_jax import on_device
+from corrq_jax.core import coding
+from corrq_jax.core.compiling import jit_search
+from corrq_jax.core.density import CHUNK, SORTED_SIZE, Normalization
+from corrq_jax.core.fit import Quantizer
+from corrq_jax.leaf import Leaf, ahead, part_of
+from corrq_jax.tensor import QuantizedTensor, empty_to_hand_over
+
+_lookup_table = jit_search(coding.lookup_table)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _codes_by_table(chunk, norm, table, bits):
+    return coding.pack(coding.assign_by_table(norm.apply(chunk), table), bits)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _codes_by_search(chunk, norm, boundaries, bits):
+    return coding.pack(coding.assign_by_search(norm.apply(chunk), boundaries), bits)
+
+
+def encode(leaf: Leaf, norm: Normalization, quantizer: Quantizer, bits: int) -> QuantizedTensor:
+    """Assign every weight to its level and pack the codes, in one pass over the pieces."""
+    if leaf.is_whole:
+        boundaries = np.asarray(quantizer.boundaries, np.float32)
+        codes = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, bits)
+    else:
+        codes = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
+    return assembled(leaf, norm, codes, quantizer.values, bits)
+
+
+def assembled(
+    leaf: Leaf, norm: Normalization, codes: Any, values: Any, bits: int
+) -> QuantizedTensor:
+    """The tensor of packed codes and of values in normalized units, with the scales of the leaf."""
+    if leaf.scales is None:
+        levels = levels_in_weight_units(leaf, norm, values)
+        return _tensor(leaf, codes, levels, bits)
+    with np.errstate(over="ignore"):  # of a float64 level above the largest weight
+        levels = levels_in_weight_units(leaf, norm, values)
+    limit = largest_level(leaf, float(leaf.scales.values.max()))
+    tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
+    scales = jax.device_put(leaf.scales.values)
+    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
+
+
+def _codes_in_pieces(
+    leaf: Leaf, norm: Normalization, boundaries: jax.Array, bits: int
+) -> np.ndarray:
+    table, exact = _lookup_table(boundaries)
+    by_table = leaf.piece > SORTED_SIZE and bool(exact)
+    codes = empty_to_hand_over(coding.packed_size(leaf.flat.size, bits), np.uint8)
+    piece = coding.packed_size(leaf.piece, bits)
+
+    def launched() -> Iterator[jax.Array]:
+        for (chunk, _), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
+            if by_table:
+                yield _codes_by_table(chunk, to_x, table, bits)
+            else:
+                yield _codes_by_search(chunk, to_x, boundaries, bits)
+
+    for i, part in enumerate(ahead(launched())):
+        codes[i * piece : (i + 1) * piece] = np.asarray(part)[: codes.size - i * piece]
+    spare = -leaf.flat.size * bits % 8
+    if spare:
+        codes[-1] &= 0xFF >> spare  # the padding's codes: the stream ends in zeros
+    return codes
+
+
+def largest_level(leaf: Leaf, scale: float) -> float:
+    """What a level, or a scale, may be for its product with a scale, or a level, to be finite."""
+    largest = float(jnp.finfo(leaf.dtype).max) * (1 - 2.0**-10)  # scales are rounded by half that
+    return min(largest / scale, float(np.finfo(np.float64).max)) if scale else largest
+
+
+def levels_in_weight_units(leaf: Leaf, norm: Normalization, values: Any) -> np.ndarray:
+    """float64 levels: normalized values back in the units of the weights.
+
+    With scales: to be multiplied by the float16 scale of a weight's row.
+    """
+    center, scale = float(norm.center), float(norm.scale)
+    levels = np.asarray(values, np.float64) / scale + center
+    return levels * (1.0 if leaf.scales is None else leaf.scales.unit) / leaf.factor
+
+
+def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
+    """Store a leaf of few distinct weights without loss, in as few bits as they need.
+
+    Scales are left out.
+    """
+    bits = max(1, int(values.size - 1).bit_length())
+    codes = np.empty(leaf.flat.size, np.uint8)
+    for start in range(0, leaf.flat.size, CHUNK):
+        part = np.asarray(part_of(leaf.flat, start, CHUNK))
+        codes[start : start + CHUNK] = np.searchsorted(values, part)
+    return _tensor(leaf, np.asarray(coding.pack(codes, bits)), values.astype(np.float64), bits)
+
+
+def _tensor(
+    leaf: Leaf, codes: np.ndarray | jax.Array, levels: np.ndarray, bits: int
+) -> QuantizedTensor:
+    kept = levels if leaf.dtype == "float64" else jnp.asarray(as_stored(leaf, levels))
+    shape = tuple(int(n) for n in leaf.array.shape)
+    return QuantizedTensor(jax.device_put(codes), kept, shape, leaf.dtype, bits)
+
+
+def as_stored(leaf: Leaf, levels: np.ndarray) -> np.ndarray:
+    """float32 levels that the leaf's dtype can hold.
+
+    A fitted level can lie above the largest weight (an offset, a midpoint of an empty cell).
+    """
+    limit = float(jnp.finfo(leaf.dtype).max)
+    return np.clip(levels, -limit, limit).astype(np.float32)
