@@ -13,7 +13,7 @@ the coder, 32 bits each, as little-endian bytes without the zero bytes at the en
 fewer than two codes occur.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -51,24 +51,43 @@ def encode(codes: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim != 1:
         raise InputError(f"codes are {codes.dtype}{codes.shape}; they have to be flat uint8")
+    return encode_pieces([codes[s : s + PIECE] for s in range(0, codes.size, PIECE)], levels)
+
+
+def encode_pieces(pieces: Sequence[np.ndarray], levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode`, of codes that are cut into pieces; where does not matter.
+
+    Each piece is asked for twice, and one is held at a time: they may be made when asked for.
+
+    >>> codes = np.array([1, 1, 0, 1, 3, 1], np.uint8)
+    >>> encode_pieces([codes[:4], codes[4:]], 4)[1].tolist() == encode(codes, 4)[1].tolist()
+    True
+    """
     if not 1 <= levels <= 256:
         raise InputError(f"levels is {levels}; it has to be 1 to 256")
-    starts = range(0, codes.size, PIECE)
     counts = np.zeros(256, np.int64)
-    for start in starts:
-        counts += np.bincount(codes[start : start + PIECE], minlength=256)
+    for piece in pieces:
+        counts += np.bincount(piece, minlength=256)
     if counts[levels:].any():
-        raise InputError(f"a code is {codes.max()}, and levels is {levels}; it has to be below")
+        most = np.flatnonzero(counts).max()
+        raise InputError(f"a code is {most}, and levels is {levels}; it has to be below")
     frequencies = _frequencies(counts[:levels])
     if np.count_nonzero(frequencies) < 2:
         return frequencies, np.zeros(0, np.uint8)
     coder, model = _coder(), _model(frequencies)
-    # The coder is a stack: what goes in last comes out first.
-    for start in reversed(starts):
-        coder.encode_reverse(codes[start : start + PIECE].astype(np.int32), model)
-    words = coder.get_compressed().astype("<u4", copy=False)
-    zeros = (4 - (int(words[-1]).bit_length() + 7) // 8) if words.size else 0
-    return frequencies, words.view(np.uint8)[: words.nbytes - zeros]
+    words = np.empty(_nbytes(counts[:levels], frequencies) // 4 + 2, "<u4")
+    end = 0
+    # The coder is a stack: what goes in last comes out first. Its words are taken out after each
+    # piece, but for the two of its state, on which it goes on.
+    for piece in reversed(pieces):
+        coder.encode_reverse(piece.astype(np.int32), model)
+        done = coder.get_compressed()
+        words[end : end + done.size] = done
+        end += max(done.size - 2, 0)
+        coder = _coder(done[-2:])
+    end += coder.num_words()
+    zeros = (4 - (int(words[end - 1]).bit_length() + 7) // 8) if end else 0
+    return frequencies, words.view(np.uint8)[: 4 * end - zeros]
 
 
 def decode(frequencies: np.ndarray, stream: np.ndarray, size: int) -> np.ndarray:

@@ -279,7 +279,7 @@ def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
     if tensor.coding != "entropy" or tensor.codes.ndim > 1:  # streams of a stack differ in length
         return {CODES: _one_stream(tensor), **parts}
     if tensor not in _streams:
-        _streams[tensor] = entropy.encode(tensor.unpacked(), tensor.levels.shape[-1])
+        _streams[tensor] = entropy.encode_pieces(tensor.unpacked_pieces(), tensor.levels.shape[-1])
     frequencies, stream = _streams[tensor]
     return {FREQUENCIES: frequencies, STREAM: stream, **parts}
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -151,11 +151,17 @@ class QuantizedTensor:
         parts = jax.tree.map(lambda a: a[index], (self.codes, self.levels, self.scales))
         return dataclasses.replace(self, codes=parts[0], levels=parts[1], scales=parts[2])
 
+    def unpacked_pieces(self) -> Sequence[np.ndarray]:
+        """The codes of one tensor, a byte each, in pieces that are unpacked when asked for."""
+        if self.blocks is not None:
+            return [self.unpacked()]
+        return UnpackedPieces(np.asarray(self.codes), self.size, self.bits)
+
     def unpacked(self) -> np.ndarray:
         """uint8[size]: the codes of one tensor, a byte each."""
         if self.blocks is None:
             codes, start = np.empty(self.size, np.uint8), 0
-            for piece in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
+            for piece in self.unpacked_pieces():
                 codes[start : start + piece.size] = piece
                 start += piece.size
             return codes
@@ -171,7 +177,7 @@ class QuantizedTensor:
         return np.concatenate([np.empty(0, np.uint8), *self._indices_in_pieces()])
 
     def _indices_in_pieces(self) -> Iterator[np.ndarray]:
-        for codes in unpacked_pieces(np.asarray(self.codes), self.size, self.bits):
+        for codes in self.unpacked_pieces():
             if self.coding == "trellis":
                 whole = np.pad(codes, (0, CHUNK - codes.size))
                 yield np.asarray(_along_trellis(whole))[: codes.size]
@@ -252,13 +258,30 @@ def _staged() -> bool:
     return isinstance(jnp.zeros(()), Tracer)
 
 
-def unpacked_pieces(packed: np.ndarray, size: int, bits: int) -> Iterator[np.ndarray]:
-    """The codes of one tensor, a byte each, in pieces of one fixed size: no shape compiles anew."""
-    piece = CHUNK * bits // 8
-    for i, start in enumerate(range(0, size, CHUNK)):
-        part = packed[i * piece : (i + 1) * piece]
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnpackedPieces(Sequence[np.ndarray]):
+    """The codes of one tensor, a byte each, in pieces of one fixed size: no shape compiles anew.
+
+    Each is unpacked when it is asked for.
+
+    Attributes:
+        packed: uint8[ceil(size * bits / 8)].
+        size: how many codes there are.
+        bits: bits of each.
+    """
+
+    packed: np.ndarray
+    size: int
+    bits: int
+
+    def __len__(self) -> int:
+        return -(-self.size // CHUNK)
+
+    def __getitem__(self, index: Any) -> Any:
+        i, piece = range(len(self))[index], CHUNK * self.bits // 8
+        part = self.packed[i * piece : (i + 1) * piece]
         part = np.pad(part, (0, piece - part.size))
-        yield np.asarray(coding.unpack(part, CHUNK, bits))[: size - start]
+        return np.asarray(coding.unpack(part, CHUNK, self.bits))[: self.size - i * CHUNK]
 
 
 def packed_from(pieces: Iterable[np.ndarray], piece: int, size: int, bits: int) -> np.ndarray:
@@ -276,7 +299,7 @@ def packed_from(pieces: Iterable[np.ndarray], piece: int, size: int, bits: int) 
 def largest_code(packed: np.ndarray, size: int, bits: int) -> int:
     """The largest code of a tensor, or of a stack of tensors; -1 if there are none."""
     tensors = packed.reshape(math.prod(packed.shape[:-1]), packed.shape[-1])
-    pieces = (part for one in tensors for part in unpacked_pieces(one, size, bits))
+    pieces = (part for one in tensors for part in UnpackedPieces(one, size, bits))
     return max((int(part.max()) for part in pieces), default=-1)
 
 

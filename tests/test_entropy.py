@@ -79,6 +79,17 @@ def test_the_stream_is_that_of_an_independent_coder(case):
     assert stream.tobytes() == oracle(codes, frequencies)
 
 
+@given(coded(), st.lists(st.integers(0, 300), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_where_codes_are_cut_does_not_matter(case, cuts):
+    codes, levels = case
+    whole = entropy.encode(codes, levels)
+    cut = entropy.encode_pieces(np.split(codes, sorted(cuts)), levels)
+    for a, b in zip(whole, cut, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("bits", [1, 4, 6])
 def test_so_is_a_long_one_of_scaled_frequencies(bits):
     codes = gaussian(100_000, bits)
