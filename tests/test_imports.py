@@ -131,8 +131,8 @@ LAYERS = {
     "illustrate": ("data details fidelity", "numpy"),
     "methods": ("config errors peers", ""),
     "sweep": (
-        "anatomy corrq_jax core encoding errors evaluation histograms leaf methods moments paths peers"
-        " report results storage tensor tree",
+        "anatomy corrq_jax core encoding errors evaluation histograms leaf methods moments paths"
+        " peers report results storage tensor tree",
         "jax numpy",
     ),
     "experiment": (
@@ -211,9 +211,9 @@ def test_a_module_imports_what_its_layer_may(path):
 
 
 def test_the_table_holds_the_rules():
-    quantization = set(
-        ["core", "config", "tensor", "leaf", "encoding", "tree", "storage", "layout", "paths"]
-    )
+    quantization = {
+        *("core", "config", "tensor", "leaf", "encoding", "tree", "storage", "layout", "paths")
+    }
     allowed = {part: set(parts.split()) for part, (parts, _) in LAYERS.items()}
     others = {part: set(names.split()) for part, (_, names) in LAYERS.items()}
     assert allowed["core"] == set()
