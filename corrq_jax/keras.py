@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
+
 from corrq_jax.errors import InputError, require
 from corrq_jax.network import QuantizedModel, decoded_by_path, quantize_network
 from corrq_jax.packed import packed
 from corrq_jax.report import Report
+from corrq_jax.tensor import is_quantized
 
 __all__ = ["Apply", "QuantizedModel", "assign", "dequantize", "functional", "quantize"]
 
@@ -61,11 +64,18 @@ def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
     Returns:
         The function, and all variables as a nested dictionary of arrays, by Keras's own paths:
         "conv1/kernel" is ``params["conv1"]["kernel"]``. Where two variables have one path, the
-        name of the second's layer gets a number: "dense#2/kernel".
+        name of the second's layer gets a number: "dense#2/kernel". The arrays are copies: Keras's
+        ``fit`` and ``predict`` donate those of the model, which are gone then.
 
     Raises:
         InputError: ``model`` is not one of Keras's, is not built, or Keras has another backend.
     """
+    apply, params = _taken_apart(model)
+    return apply, _own(params)
+
+
+def _taken_apart(model: Any) -> tuple[Apply, dict[str, Any]]:
+    """As `functional`, with the model's own arrays."""
     keras = require("keras", "keras")
     if not isinstance(model, keras.Layer):
         raise InputError(f"functional: a Keras model is needed, not a {type(model).__name__}")
@@ -83,6 +93,15 @@ def functional(model: Any) -> tuple[Apply, dict[str, Any]]:
     for path, variable in apply.variables():
         _put(params, path, variable.value)
     return apply, params
+
+
+def _own(tree: Any) -> Any:
+    """A tree whose arrays are not the model's, which Keras donates; quantized ones never are."""
+
+    def own(leaf: Any) -> Any:
+        return leaf.copy() if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(own, tree, is_leaf=is_quantized)
 
 
 def _distinct(paths: Iterable[str]) -> list[str]:
@@ -159,7 +178,7 @@ def quantize(
     >>> jax.jit(lambda m, x: m(x))(qmodel, jax.numpy.ones((2, 8))).shape
     (2, 4)
     """
-    apply, params = functional(model)
+    apply, params = _taken_apart(model)
     qparams, report = quantize_network(
         apply,
         params,
@@ -170,7 +189,7 @@ def quantize(
         input_variance=input_variance,
         **options,
     )
-    return QuantizedModel(apply, qparams), report
+    return QuantizedModel(apply, _own(qparams)), report
 
 
 def assign(model: Any, params: Any) -> None:
@@ -186,10 +205,10 @@ def assign(model: Any, params: Any) -> None:
         InputError: as for `functional`, or a path is missing or unknown, or a shape is another; no
             variable has changed then.
     """
-    apply, _ = functional(model)
+    apply, _ = _taken_apart(model)
     found = decoded_by_path(params, apply.shapes)
     for path, variable in apply.variables():
-        variable.assign(found[path])
+        variable.assign(_own(found[path]))
 
 
 def dequantize(model: QuantizedModel) -> Any:
@@ -211,7 +230,7 @@ def dequantize(model: QuantizedModel) -> Any:
     copy = _copy(apply.model)
     found = decoded_by_path(model.params, apply.shapes)
     for (path, _), variable in zip(apply.shapes, copy.variables, strict=True):
-        variable.assign(found[path])
+        variable.assign(_own(found[path]))
     return copy
 
 
