@@ -260,9 +260,9 @@ def _damaged_zip(rng, data, others, member_of=None):
         members[rng.choice((f"{names[0]}", "x.npy", "x", "a/data.pkl", "../x.npy"))] = b"\x80\x02}."
     file = io.BytesIO()
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    with zipfile.ZipFile(file, "w", method) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, body in members.items():
-            archive.writestr(name, body)
+            archive.writestr(zipfile.ZipInfo(name), body, method)  # a date would differ by run
     return file.getvalue()
 
 
@@ -362,9 +362,10 @@ def make_h5(rng):
 def make_keras(rng):
     data = rng.choice(_h5())
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", rng.choice((0, zipfile.ZIP_DEFLATED))) as archive:
-        archive.writestr("config.json", "{}")
-        archive.writestr("model.weights.h5", data)
+    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in (("config.json", "{}"), ("model.weights.h5", data)):
+            archive.writestr(zipfile.ZipInfo(name), content, method)
     return _damaged_zip(rng, file.getvalue(), (), "model.weights.h5")
 
 
@@ -379,7 +380,7 @@ def read_keras(path):
 
 
 def h5_again(data):
-    if data.startswith(b"PK"):
+    if zipfile.is_zipfile(io.BytesIO(data)):  # whatever its first bytes are
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = archive.read("model.weights.h5")
     found = {}

@@ -121,7 +121,7 @@ LAYERS = {
         "jinja2",
     ),
     "flax": ("errors network packed paths report tree", "jax flax"),
-    "keras": ("errors network packed report", "keras"),
+    "keras": ("errors network packed report tensor", "jax keras"),
     "orbax": ("errors readers tensor", "jax numpy orbax"),
     "equinox": ("errors network packed paths report", "jax equinox"),
     "fidelity": (

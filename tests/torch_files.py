@@ -113,12 +113,15 @@ def zip_bytes(tree, *, compression=zipfile.ZIP_STORED, byteorder=b"little", prot
     file, pickled = io.BytesIO(), io.BytesIO()
     pickler = Pickler(pickled, legacy=False, protocol=protocol)
     pickler.dump(tree)
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        archive.writestr("net/data.pkl", pickled.getvalue())
-        archive.writestr("net/byteorder", byteorder)
-        for key, storage in pickler.storages.items():
-            archive.writestr(f"net/data/{key}", raw(storage))
-        archive.writestr("net/version", b"3\n")
+    members = {
+        "data.pkl": pickled.getvalue(),
+        "byteorder": byteorder,
+        **{f"data/{key}": raw(storage) for key, storage in pickler.storages.items()},
+        "version": b"3\n",
+    }
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():  # with no date: the same bytes on every day
+            archive.writestr(zipfile.ZipInfo(f"net/{name}"), data, compression)
     return file.getvalue()
 
 
