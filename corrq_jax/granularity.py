@@ -1,8 +1,8 @@
 """Which weights share a scale: the channels of a layer by its layout, or groups along them.
 
-Also the two passes between a flat piece of a tensor and the values of its rows: `fold` reduces the
-weights of each row, `Spread` gives every weight the value of its row. Neither makes anything much
-larger than a piece, and neither compiles.
+Also the pass from a flat piece of a tensor to the values of its rows: `fold` reduces the weights of
+each row, as `corrq_jax.rows.Spread` gives every weight the value of its row. Neither makes anything
+much larger than a piece, and neither compiles.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from corrq_jax.errors import InputError
-from corrq_jax.tensor import Rows
+from corrq_jax.rows import Rows, in_columns, runs
 
 _EMBEDDINGS = {"embedding", "embeddings"}
 _TORCH = re.compile(r"(.*_)?weight(_.*)?")
@@ -174,16 +174,11 @@ def fold(ufunc: Any, table: np.ndarray, rows: Rows, x: np.ndarray, start: int) -
     >>> table
     array([[4., 6.]])
     """
-    if _in_columns(rows):
+    if in_columns(rows):
         _fold_columns(ufunc, table, rows, x, start)
         return
-    row, begin = _runs(rows, start, x.size)
+    row, begin = runs(rows, start, x.size)
     ufunc.at(table.reshape(-1), row, ufunc.reduceat(x, begin).astype(table.dtype))
-
-
-def _in_columns(rows: Rows) -> bool:
-    """Whether neighbouring weights belong to neighbouring channels, as in Flax's kernels."""
-    return rows.after == 1 and rows.channels > 1
 
 
 def _fold_columns(ufunc: Any, table: np.ndarray, rows: Rows, x: np.ndarray, start: int) -> None:
@@ -207,54 +202,3 @@ def _fold_columns(ufunc: Any, table: np.ndarray, rows: Rows, x: np.ndarray, star
         done += count
     if body.size < x.size:
         _fold_columns(ufunc, table, rows, x[body.size :], (line + done) * rows.channels)
-
-
-def _runs(rows: Rows, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(flat index of a row, where it begins) for each stretch of a piece that lies in one row."""
-    after = rows.after if rows.channels > 1 else rows.before * rows.after
-    line = np.arange(start // after, (start + size - 1) // after + 1)
-    block, channel = np.divmod(line, rows.channels)
-    shift = (line - block) * after  # from a place in the channel to one in the tensor
-    begin = np.maximum(line * after, start) - shift
-    end = np.minimum((line + 1) * after, start + size) - shift
-    first = begin // rows.group
-    count = (end - 1) // rows.group - first + 1
-    of = np.repeat(np.arange(line.size), count)
-    group = first[of] + np.arange(of.size) - (np.cumsum(count) - count)[of]
-    begins = np.maximum(group * rows.group, begin[of]) + shift[of] - start
-    return group * rows.channels + channel[of], begins
-
-
-class Spread:
-    """A value of each row, handed to every weight of a piece.
-
-    >>> Spread(Rows(2, 3, 1, 2), np.array([[1.0, 2.0, 3.0]]), 4)(1, 4)
-    array([2., 3., 1., 2.])
-    """
-
-    def __init__(self, rows: Rows, values: np.ndarray, most: int):
-        """Prepare for pieces of at most ``most`` weights of values [groups, channels]."""
-        self._rows, self._values = rows, values
-        self._pattern = None
-        if _in_columns(rows) and rows.shape[0] == 1:
-            self._pattern = np.resize(values[0], most + rows.channels)
-
-    @property
-    def period(self) -> int | None:
-        """After how many weights the values repeat; None if they do not."""
-        return None if self._pattern is None else self._rows.channels
-
-    def __call__(self, start: int, size: int) -> np.ndarray:
-        """The values of ``size`` weights from the index ``start``; not to be written to."""
-        if self._pattern is not None:
-            return self._pattern[start % self._rows.channels :][:size]
-        if _in_columns(self._rows):
-            return self._from_lines(start, size)
-        row, begin = _runs(self._rows, start, size)
-        return np.repeat(self._values.reshape(-1)[row], np.diff(begin, append=size))
-
-    def _from_lines(self, start: int, size: int) -> np.ndarray:
-        first, column = divmod(start, self._rows.channels)
-        end = (start + size - 1) // self._rows.channels + 1
-        lines = self._values[np.arange(first, end) // self._rows.group]
-        return lines.reshape(-1)[column : column + size]

@@ -23,9 +23,8 @@ from corrq_jax import on_device
 from corrq_jax.core import density as core
 from corrq_jax.core.compiling import jit_search
 from corrq_jax.errors import InputError
-from corrq_jax.granularity import Spread
 from corrq_jax.lazy import LazyArray
-from corrq_jax.tensor import Rows
+from corrq_jax.rows import Rows, Spread
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Dtypes that can be quantized."""

@@ -15,46 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import CHUNK
 from corrq_jax.core.shards import join
+from corrq_jax.rows import Rows, Spread
 from corrq_jax.sharding import sharding_of
 
 _along_trellis = jax.jit(trellis.level_indices)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Which weights of a tensor share a scale: those of one channel, or a group of them.
-
-    The tensor is seen as [before, channels, after], the channel axes in the middle; the weights of
-    a channel, in row-major order, are cut into groups, of which the last may be shorter.
-
-    Attributes:
-        before: product of the axes before the channel axes.
-        channels: product of the channel axes.
-        after: product of the axes after them.
-        group: weights in a group.
-    """
-
-    before: int
-    channels: int
-    after: int
-    group: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(groups in a channel, channels): the shape of the scales."""
-        return -(-self.before * self.after // self.group), self.channels
-
-    def expand(self, scales: Any) -> Any:
-        """Scales [groups, channels] to an array that broadcasts to [before, channels, after]."""
-        if self.shape[0] == 1:
-            return scales.reshape(1, self.channels, 1)
-        weights = self.before * self.after
-        each = scales.repeat(self.group, axis=0)[:weights]
-        return each.reshape(self.before, self.after, self.channels).swapaxes(1, 2)
-
-    def view(self, w: Any) -> Any:
-        """A tensor, of any shape, as [before, channels, after]."""
-        return w.reshape(self.before, self.channels, self.after)
 
 
 @partial(
@@ -231,18 +195,20 @@ class QuantizedTensor:
 
     def _in_pieces(self) -> jax.Array | np.ndarray:
         dtype, levels = jnp.dtype(self.dtype), np.asarray(self.levels)
-        # The product with the scales is rounded once, as under jit.
-        wide = dtype if self.scales is None else levels.dtype
-        out = empty_to_hand_over(self.size, wide)
+        spread = None
+        if self.rows is not None and self.scales is not None:
+            spread = Spread(self.rows, np.asarray(self.scales).astype(levels.dtype), CHUNK)
+        table = levels.astype(dtype) if spread is None else levels
+        out = empty_to_hand_over(self.size, dtype)
         start = 0
         for index in self._indices_in_pieces():
             part = out[start : start + index.size]
-            np.take(levels.astype(wide), index, out=part, mode="clip")
+            if spread is None:
+                np.take(table, index, out=part, mode="clip")
+            else:  # rounded once, as under jit
+                part[:] = np.take(table, index, mode="clip") * spread(start, index.size)
             start += index.size
-        if self.rows is not None and self.scales is not None:
-            view = self.rows.view(out)
-            np.multiply(view, self.rows.expand(np.asarray(self.scales)).astype(wide), out=view)
-        out = out.astype(dtype, copy=False).reshape(self.shape)
+        out = out.reshape(self.shape)
         narrowed = jax.dtypes.canonicalize_dtype(dtype) != dtype
         return out if narrowed else jax.device_put(out)
 

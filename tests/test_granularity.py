@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import corrq_jax as corrq
 from corrq_jax import paths
 from corrq_jax.flax import functional
-from corrq_jax.granularity import Spread, channel_axes, fold, lengths, rows_of
-from corrq_jax.tensor import Rows
+from corrq_jax.granularity import channel_axes, fold, lengths, rows_of
+from corrq_jax.rows import Rows, Spread
 
 
 def kernels(model, *inputs):

@@ -7,8 +7,7 @@ import pytest
 
 import corrq_jax as corrq
 from corrq_jax import on_device
-from corrq_jax.granularity import Spread
-from corrq_jax.tensor import Rows
+from corrq_jax.rows import Rows, Spread
 
 
 @pytest.fixture
