@@ -6,8 +6,9 @@
 An input is right if it is refused by an error that names the file, or is read as an independent
 reader reads it. It is wrong if anything else is raised, if what comes out differs, if the process
 crashes, takes more than 10 s of processor time or 512 MB, starts another process, loads a pickled
-class or writes a file. An input is known by kind, seed and number. HDF5 files are read by a
-library that is known to crash and hang on some; that is counted apart.
+class or writes a file. An input is known by kind, seed and number, but for the times that HDF5
+stamps on groups. HDF5 files are read by a library that is known to crash and hang on some; that is
+counted apart.
 """
 
 import argparse

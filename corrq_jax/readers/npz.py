@@ -4,6 +4,7 @@ import collections
 import contextlib
 import math
 import os
+import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -30,7 +31,11 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
     """
     with contextlib.ExitStack() as stack:
         with reading(path, "an .npz file"):
-            archive = stack.enter_context(zipfile.ZipFile(path))
+            # zipfile also finds an archive behind other bytes; numpy takes those for a pickle.
+            file = stack.enter_context(pathlib.Path(path).open("rb"))
+            if file.read(2) != b"PK":
+                raise ValueError("it does not begin as a zip archive does")
+            archive = stack.enter_context(zipfile.ZipFile(file))
             arrays = {
                 _array_name(path, info): _lazy(path, archive, info)
                 for info in _members(path, archive)
