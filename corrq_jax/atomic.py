@@ -172,12 +172,11 @@ def target_of(path: str | os.PathLike[str], *, overwrite: bool) -> pathlib.Path:
     Raises:
         OSError: as `atomic_write`.
     """
-    target = pathlib.Path(os.path.realpath(path))
+    target = _resolved(path)
     if target.is_dir():
         raise IsADirectoryError(
             errno.EISDIR, "cannot write a file here, it is a folder; give a file name", str(path)
         )
-    _check_parent(target, path)
     if target.exists() and not overwrite:
         raise _exists(path)
     return target
@@ -189,22 +188,24 @@ def new_folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         OSError: as `atomic_folder`.
     """
-    target = pathlib.Path(os.path.realpath(path))
+    target = _resolved(path)
     if target.exists():
         raise FileExistsError(
             errno.EEXIST, "it exists already; choose another name, or remove it first", str(path)
         )
-    _check_parent(target, path)
     return target
 
 
-def _check_parent(target: pathlib.Path, path: str | os.PathLike[str]) -> None:
+def _resolved(path: str | os.PathLike[str]) -> pathlib.Path:
+    """What is written to, behind any symbolic link; the folder that it is in has to exist."""
+    target = pathlib.Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT,
             f"the folder {str(target.parent)!r} does not exist; make it first, then write",
             str(path),
         )
+    return target
 
 
 def _exists(path: str | os.PathLike[str]) -> FileExistsError:

@@ -12,7 +12,13 @@ from typing import Any
 import jax
 
 from corrq_jax.errors import InputError, require
-from corrq_jax.network import QuantizedModel, decoded_by_path, quantize_network, shape_of
+from corrq_jax.network import (
+    QuantizedModel,
+    Tracing,
+    decoded_by_path,
+    quantized_model,
+    shape_of,
+)
 from corrq_jax.packed import packed
 from corrq_jax.paths import flatten
 from corrq_jax.report import Report
@@ -122,18 +128,8 @@ def quantize(
     >>> jax.jit(lambda m, x: jax.vmap(m)(x))(qmodel, jax.numpy.ones((2, 8))).shape
     (2, 4)
     """
-    apply, params = functional(model)
-    qparams, report = quantize_network(
-        apply,
-        params,
-        bits,
-        example=example,
-        match_moments=match_moments,
-        input_mean=input_mean,
-        input_variance=input_variance,
-        **options,
-    )
-    return QuantizedModel(apply, qparams), report
+    tracing = Tracing(example, match_moments, input_mean, input_variance)
+    return quantized_model(functional(model), bits, tracing, options)
 
 
 def dequantize(model: QuantizedModel) -> Any:

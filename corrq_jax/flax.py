@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from corrq_jax.errors import InputError, require
-from corrq_jax.network import QuantizedModel, decoded_by_path, quantize_network, shape_of
+from corrq_jax.network import (
+    QuantizedModel,
+    Tracing,
+    decoded_by_path,
+    quantize_network,
+    quantized_model,
+    shape_of,
+)
 from corrq_jax.packed import packed
 from corrq_jax.paths import flatten
 from corrq_jax.report import Report
@@ -147,20 +154,11 @@ def quantize(
     is_linen = isinstance(model, Mapping)
     if is_linen and example is not None and apply is None:
         raise InputError("an example with Linen variables needs apply=, such as model.apply")
-    network: Any
-    network, params = (apply, model) if is_linen else functional(model)
-    qparams, report = quantize_network(
-        network,
-        params,
-        bits,
-        example=example,
-        match_moments=match_moments,
-        input_mean=input_mean,
-        input_variance=input_variance,
-        collection="params" if is_linen and "params" in model else None,
-        **options,
-    )
-    return (qparams if is_linen else QuantizedModel(network, qparams)), report
+    tracing = Tracing(example, match_moments, input_mean, input_variance)
+    if not is_linen:
+        return quantized_model(functional(model), bits, tracing, options)
+    collection = "params" if "params" in model else None
+    return quantize_network(apply, model, bits, tracing, options, collection)
 
 
 def dequantize(model: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from corrq_jax.errors import InputError, require
-from corrq_jax.network import QuantizedModel, decoded_by_path, quantize_network
+from corrq_jax.network import QuantizedModel, Tracing, decoded_by_path, quantized_model
 from corrq_jax.packed import packed
 from corrq_jax.report import Report
 from corrq_jax.tensor import is_quantized
@@ -178,18 +178,9 @@ def quantize(
     >>> jax.jit(lambda m, x: m(x))(qmodel, jax.numpy.ones((2, 8))).shape
     (2, 4)
     """
-    apply, params = _taken_apart(model)
-    qparams, report = quantize_network(
-        apply,
-        params,
-        bits,
-        example=example,
-        match_moments=match_moments,
-        input_mean=input_mean,
-        input_variance=input_variance,
-        **options,
-    )
-    return QuantizedModel(apply, _own(qparams)), report
+    tracing = Tracing(example, match_moments, input_mean, input_variance)
+    qmodel, report = quantized_model(_taken_apart(model), bits, tracing, options)
+    return dataclasses.replace(qmodel, params=_own(qmodel.params)), report
 
 
 def assign(model: Any, params: Any) -> None:

@@ -1,12 +1,13 @@
 """What every framework's adapter shares: a network as a function of its parameters, quantized.
 
 An adapter takes a model apart into ``apply(params, *inputs) -> outputs`` and a tree of parameters;
-`quantize_network` quantizes the tree, and `QuantizedModel` holds the two together again.
+`quantize_network` quantizes the tree, and `QuantizedModel` holds the two together again;
+`quantized_model` does both.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -46,42 +47,68 @@ class QuantizedModel:
         return cls(apply, *children)
 
 
+class Tracing(NamedTuple):
+    """What a network is traced with, and what for.
+
+    Attributes:
+        example: like a batch of inputs, for `corrq_jax.moments.trace`; None: there is no trace.
+        match_moments: None: if there is an example and a normalization to correct.
+        input_mean: for `corrq_jax.moments.trace`.
+        input_variance: likewise.
+    """
+
+    example: Any
+    match_moments: bool | None
+    input_mean: Any
+    input_variance: Any
+
+
+def quantized_model(
+    parts: tuple[Any, Any], bits: Any, tracing: Tracing, options: Mapping[str, Any]
+) -> tuple[QuantizedModel, Report]:
+    """A model that was taken apart into a function and parameters, quantized.
+
+    Args:
+        parts: the pure function, hashable, and its parameters.
+        bits: as for `quantize_network`, like all others.
+        tracing: likewise.
+        options: likewise.
+    """
+    apply, params = parts
+    qparams, report = quantize_network(apply, params, bits, tracing, options)
+    return QuantizedModel(apply, qparams), report
+
+
 def quantize_network(
     apply: Callable[..., Any] | None,
     params: Any,
     bits: Any,
-    *,
-    example: Any = None,
-    match_moments: bool | None = None,
-    input_mean: Any = 0.0,
-    input_variance: Any = 1.0,
+    tracing: Tracing,
+    options: Mapping[str, Any],
     collection: str | None = None,
-    **options: Any,
 ) -> tuple[Any, Report]:
     """Quantize the parameters of a network, with what its trace tells if there is an example.
 
     Args:
         apply: the network; needed with an example only.
         params: its parameters.
-        bits: as for `corrq_jax.quantize`, like all other options.
-        example: like a batch of inputs, for `corrq_jax.moments.trace`.
-        match_moments: None: if there is an example and a normalization to correct.
-        input_mean: for `corrq_jax.moments.trace`.
-        input_variance: likewise.
+        bits: as for `corrq_jax.quantize`.
+        tracing: the example, if there is one.
+        options: of `corrq_jax.quantize`; with ``stacked``, of `corrq_jax.stacks.quantize`.
         collection: the key of the parameters that are quantized; all if None.
-        **options: of `corrq_jax.quantize`; with ``stacked``, of `corrq_jax.stacks.quantize`.
 
     Raises:
         InputError: as for `corrq_jax.quantize`, or moments are to be matched without an example.
     """
+    example, match_moments, input_mean, input_variance = tracing
     if match_moments and example is None:
         raise InputError("match_moments=True needs an example of the inputs: give example=")
     wiring = None
     if example is not None:
         assert apply is not None
         wiring = trace(apply, params, example, input_mean, input_variance)
-        options.setdefault("importance", wiring.importance)
-    qparams, report = _quantize_collection(params, bits, options, collection)
+        options = {"importance": wiring.importance, **options}
+    qparams, report = _quantize_collection(params, bits, dict(options), collection)
     if wiring is not None and _wants_matching(match_moments, wiring):
         qparams, matched = _match_moments(wiring, params, qparams)
         report = dataclasses.replace(report, matched=matched)
