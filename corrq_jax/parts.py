@@ -19,6 +19,7 @@ from corrq_jax.config import Config
 from corrq_jax.core import density as core
 from corrq_jax.errors import FileFormatError
 from corrq_jax.leaf import Leaf, Scales
+from corrq_jax.memory import give_back
 from corrq_jax.menu import Measured, Option
 from corrq_jax.tensor import QuantizedTensor, Rows
 
@@ -63,6 +64,7 @@ class Parts:
         kept = _load(file)
         if kept is not None:
             return [_restored(path, array, record) for record in kept]
+        give_back()
         found = tree.measure(path, array, config)
         storage.save(file, [_record(item) for item in found])
         return found
@@ -72,6 +74,7 @@ class Parts:
         file = self._file("encoded", *_what_it_follows_from(option))
         kept = _load(file, lazy=True)
         if kept is None:
+            give_back()
             tensor, noise = menu.encode(option)
             storage.save(file, {"tensor": tensor, "noise": np.float64(noise)})
             del tensor

@@ -210,13 +210,21 @@ def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
 
 def _noise(leaf: Leaf, scales: Scales, errors: _Errors, new: np.ndarray) -> float:
     """``1 - rho**2`` with new scales, by the sums of the errors, in which no digits cancel."""
-    old = scales.values.astype(np.float64)
-    change = np.divide(new, old, out=np.ones_like(old), where=old > 0) - 1
-    unit = old * scales.unit
-    product = errors.product - change * errors.power
-    error = errors.error - (unit * change * errors.level).sum() + scales.lost[0]
-    square = errors.square - (unit**2 * change * (errors.product + product)).sum() + scales.lost[1]
-    both = square + (unit**2 * (1 + change) * product).sum()
+    sums = np.zeros(3)
+    tables = (scales.values, new, errors.level, errors.power, errors.product)
+    flat = [table.reshape(-1) for table in tables]
+    for start in range(0, new.size, _BLOCK):  # groups can be many
+        old, now, level, power, product = (table[start : start + _BLOCK] for table in flat)
+        old = old.astype(np.float64)
+        change = np.divide(now, old, out=np.ones_like(old), where=old > 0) - 1
+        unit = old * scales.unit
+        after = product - change * power
+        sums[0] += (unit * change * level).sum()
+        sums[1] += (unit**2 * change * (product + after)).sum()
+        sums[2] += (unit**2 * (1 + change) * after).sum()
+    error = errors.error - sums[0] + scales.lost[0]
+    square = errors.square - sums[1] + scales.lost[1]
+    both = square + sums[2]
     error, square, both = (x / leaf.flat.size for x in (error, square, both))
     square, both = square - error**2, both - scales.mean * error
     decoded = scales.variance - 2 * both + square

@@ -77,7 +77,7 @@ LAYERS = {
     "stacks": ("config core errors layout paths report tensor tree", "jax numpy"),
     "matmul": ("core errors tensor", "jax"),
     "packed": ("paths tensor tree", "jax"),
-    "parts": ("atomic config core errors leaf menu storage tensor tree", "jax numpy"),
+    "parts": ("atomic config core errors leaf memory menu storage tensor tree", "jax numpy"),
     "model_folders": ("errors readers", ""),
     "streaming": (
         "atomic config errors model_folders parts paths readers report storage tree",
