@@ -19,7 +19,7 @@ import corrq_jax as corrq
 from corrq_jax import models
 from corrq_jax.flax import functional
 from corrq_jax.paths import flatten
-from corrq_jax.tree import default_select
+from corrq_jax.selection import default_select
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 import oracles

@@ -23,7 +23,7 @@ from corrq_jax import models
 from corrq_jax.flax import functional
 from corrq_jax.paths import flatten
 from corrq_jax.peers import PEERS, peers, stored_bits
-from corrq_jax.tree import default_select
+from corrq_jax.selection import default_select
 
 Quantize = Callable[[np.ndarray, int], np.ndarray]
 """A (channels, inputs) matrix and bits to the decoded matrix, by a library."""

@@ -78,7 +78,7 @@ class Config:
             grid). None: the grid's own, "grid" for nf4.
         zero: whether zero is a level of the exponential grid; it then has 2**bits - 1 levels.
         select: which leaves to quantize: path patterns, or a predicate of (path, leaf). None:
-            kernels and embeddings, see `corrq_jax.tree.default_select`.
+            kernels and embeddings, see `corrq_jax.selection.default_select`.
         coding: "packed" (b bits a weight in the file) or "entropy" (as many as the entropy of the
             levels, which are chosen for it) or "trellis" (b bits a weight, with twice as many
             levels, up to 7 bits); these two with free levels only.

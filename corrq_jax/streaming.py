@@ -16,8 +16,9 @@ from corrq_jax.parts import Parts
 from corrq_jax.readers import open_weights
 from corrq_jax.readers.model_folder import weight_files
 from corrq_jax.report import Report
+from corrq_jax.selection import choose
 from corrq_jax.storage import save
-from corrq_jax.tree import Passes, choose, quantize_by
+from corrq_jax.tree import Passes, quantize_by
 
 Progress = Callable[[str, int, int], None]
 """Called with the path of a tensor that is done, and bytes of weights gone through and in all."""

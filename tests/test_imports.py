@@ -69,9 +69,10 @@ LAYERS = {
         "jax numpy",
     ),
     "budget": ("config errors knapsack menu report", "numpy"),
+    "selection": ("config errors lazy leaf tensor", "jax numpy"),
     "tree": (
-        "budget config errors granularity layout lazy leaf menu paths report rescale sharded_leaf"
-        " sharding tensor",
+        "budget config errors granularity layout leaf menu paths report rescale selection"
+        " sharded_leaf sharding tensor",
         "jax numpy",
     ),
     "stacks": ("config core errors layout paths report tensor tree", "jax numpy"),
@@ -80,7 +81,7 @@ LAYERS = {
     "parts": ("atomic config core errors leaf memory menu storage tensor tree", "jax numpy"),
     "model_folders": ("errors readers", ""),
     "streaming": (
-        "atomic config errors model_folders parts paths readers report storage tree",
+        "atomic config errors model_folders parts paths readers report selection storage tree",
         "",
     ),
     "restoring": (
@@ -96,7 +97,7 @@ LAYERS = {
     "moments": ("errors paths report tensor wiring", "jax numpy"),
     "network": ("errors moments paths report stacks tree", "jax"),
     "export": ("errors paths tensor", "numpy"),
-    "peers": ("core errors paths tree", "jax numpy"),
+    "peers": ("core errors paths selection", "jax numpy"),
     "corrq_jax": (
         "array config core errors matmul packed report restoring sharded_loading sharded_saving"
         " storage streaming tensor tree",

@@ -8,7 +8,7 @@ import corrq_jax as corrq
 from corrq_jax import models
 from corrq_jax.flax import functional
 from corrq_jax.paths import flatten
-from corrq_jax.tree import default_select
+from corrq_jax.selection import default_select
 
 # Exact k-means takes 5 us a weight, and the small, heavy-tailed kernels are the hard ones.
 LARGEST = 10_000

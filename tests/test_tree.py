@@ -12,7 +12,7 @@ import pytest
 
 import corrq_jax as corrq
 from corrq_jax import paths
-from corrq_jax.tree import default_select
+from corrq_jax.selection import default_select
 
 RNG = np.random.default_rng(0)
 

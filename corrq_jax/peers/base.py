@@ -10,7 +10,7 @@ import numpy as np
 from corrq_jax import paths
 from corrq_jax.core.correlation import correlation
 from corrq_jax.errors import InputError
-from corrq_jax.tree import default_select
+from corrq_jax.selection import default_select
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _LARGEST = 1e37  # ranges and squares of what is below stay inside float32 and float64
