@@ -53,7 +53,11 @@ def test_the_platform_chooses():
     assert str(core.COPIES * core.KEYS) not in lowered("cpu")
 
 
-@given(st.lists(st.floats(-70_000, 70_000, width=32), min_size=1, max_size=9), st.booleans())
+# XLA takes subnormal float32 for 0; no bin has an edge among them.
+EDGES = st.floats(-70_000, 70_000, width=32, allow_subnormal=False)
+
+
+@given(st.lists(EDGES, min_size=1, max_size=9), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_edges_by_counting_are_those_of_bisection(boundaries, few):
     points = np.array(BIN_POINTS)
