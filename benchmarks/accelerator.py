@@ -26,7 +26,7 @@ from corrq_jax.core import density as core
 from corrq_jax.core import fit, histogram, ladder
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from quantize import TREES
+from contenders import TREES
 
 BITS = 4
 

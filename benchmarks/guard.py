@@ -11,7 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from quantize import CONTENDERS, TREES, make_weights
+from contenders import CONTENDERS, TREES, make_weights
 
 ROUNDS = 5
 OURS, THEIRS = "corrq optimal", "qwix int4 absmax, per channel"

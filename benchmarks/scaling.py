@@ -10,7 +10,6 @@ JSON and draws them as SVG; see --help.
 import argparse
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 import sys
@@ -23,7 +22,8 @@ import numpy as np
 import corrq_jax as corrq
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import quantize
+from contenders import CONTENDERS
+from table import environment
 
 REPEATS = 3
 BLOCK = 1 << 22
@@ -78,12 +78,8 @@ def square(size: float) -> tuple[int, int]:
 def over_weights(most: float) -> Iterator[Point]:
     """One tensor of 10**5 to 10**9 weights: this library and the others."""
     names = ["corrq optimal", "corrq channel scales", *LIMITS]
-    installed = [
-        name
-        for name in names
-        if all(importlib.util.find_spec(p) for p in quantize.CONTENDERS[name].packages)
-    ]
-    calls = {name: quantize.CONTENDERS[name].prepare() for name in installed}
+    installed = [name for name in names if CONTENDERS[name].absent is None]
+    calls = {name: CONTENDERS[name].prepare() for name in installed}
     for size in (1e5, 1e6, 1e7, 1e8, 1e9):
         if size > most:
             return
@@ -182,7 +178,7 @@ def main() -> None:
                 f"{ns:9.2f} ns a weight",
                 flush=True,
             )
-    where = quantize.environment()
+    where = environment()
     saved = {"environment": where, "points": [dataclasses.asdict(p) for p in points]}
     chosen.json.write_text(json.dumps(saved, indent=1) + "\n")
     draw(points, where, chosen.svg)

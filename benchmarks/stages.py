@@ -17,7 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from quantize import CONTENDERS, TREES, environment, make_weights
+from contenders import CONTENDERS, TREES, make_weights
+from table import environment
 
 import corrq_jax as corrq
 from corrq_jax import leaf as leaves
