@@ -11,6 +11,7 @@
 
 from importlib.metadata import version as _version
 
+from corrq_jax.archive import Archive
 from corrq_jax.array import quantize_array
 from corrq_jax.config import Config
 from corrq_jax.core.correlation import correlation
@@ -21,7 +22,7 @@ from corrq_jax.report import Report, Row, Skipped
 from corrq_jax.restoring import dequantize_file
 from corrq_jax.sharded_loading import load_sharded
 from corrq_jax.sharded_saving import save_sharded
-from corrq_jax.storage import Archive, load, save
+from corrq_jax.storage import load, save
 from corrq_jax.streaming import quantize_file
 from corrq_jax.tensor import QuantizedTensor
 from corrq_jax.tree import dequantize, quantize

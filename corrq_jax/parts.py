@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from corrq_jax import menu, storage, tree
+from corrq_jax.archive import Archive
 from corrq_jax.atomic import atomic_write, remove_left
 from corrq_jax.config import Config
 from corrq_jax.core import density as core
@@ -78,7 +79,7 @@ class Parts:
             tensor, noise = menu.encode(option)
             storage.save(file, {"tensor": tensor, "noise": np.float64(noise)})
             del tensor
-            kept = storage.Archive(file).tree(lazy=True)
+            kept = Archive(file).tree(lazy=True)
         return kept["tensor"], float(np.asarray(kept["noise"]))
 
     def _file(self, *parts: Any) -> pathlib.Path:
@@ -101,7 +102,7 @@ def _is_for(folder: pathlib.Path, record: str) -> bool:
 def _load(file: pathlib.Path, *, lazy: bool = False) -> Any:
     """What is in a part; None if it is not there or damaged."""
     try:
-        return storage.Archive(file).tree(lazy=lazy)
+        return Archive(file).tree(lazy=lazy)
     except (FileNotFoundError, FileFormatError):
         return None
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax import model_folders, paths
+from corrq_jax.archive import Archive
 from corrq_jax.atomic import atomic_folder
 from corrq_jax.errors import FileFormatError
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers import write_weights
 from corrq_jax.readers.safetensors_file import write_safetensors
-from corrq_jax.storage import Archive
 from corrq_jax.tensor import QuantizedTensor
 
 Progress = Callable[[str, int, int], None]

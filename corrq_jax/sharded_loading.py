@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from corrq_jax import layout, paths
+from corrq_jax.archive import Archive
 from corrq_jax.core import coding
 from corrq_jax.errors import InputError
 from corrq_jax.layout import CODES, LEVELS, SCALES
@@ -20,7 +21,6 @@ from corrq_jax.readers.safetensors_file import read_header
 from corrq_jax.rebuild import tree_of
 from corrq_jax.sharded_index import broken, part_name, read_index
 from corrq_jax.sharding import blocks_of
-from corrq_jax.storage import Archive
 from corrq_jax.tensor import QuantizedTensor, Rows
 
 

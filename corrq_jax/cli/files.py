@@ -12,9 +12,9 @@ from corrq_jax.cli.show import byte_progress, megabytes, output, progress, table
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from corrq_jax.archive import Archive
     from corrq_jax.config import Config
     from corrq_jax.report import Report
-    from corrq_jax.storage import Archive
 
 Input = Annotated[
     pathlib.Path,
@@ -252,7 +252,7 @@ def read_tree(source: pathlib.Path) -> dict[str, Any]:
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what is in a file: tensors, bits, correlation if recorded, sizes."""
     from corrq_jax import model_folders
-    from corrq_jax.storage import Archive
+    from corrq_jax.archive import Archive
 
     if file.is_dir():
         file = file / model_folders.QUANTIZED
