@@ -254,7 +254,10 @@ def _bitsandbytes(name: str, double: bool) -> Contender:
 
 
 def _hqq() -> Contender:
-    """Scales and zero points in float16, as `HQQLinear` keeps them by default."""
+    """Scales and zero points in float16, as `HQQLinear` keeps them by default.
+
+    Channels in place of groups where there are an odd number of groups, which it cannot pack.
+    """
 
     def quantize():
         import torch
@@ -263,7 +266,8 @@ def _hqq() -> Contender:
         options = hqq_base_quant_config(nbits=BITS, group_size=GROUP)["weight_quant_params"]
 
         def one(w):
-            codes, meta = Quantizer.quantize(w, device="cpu", **options)
+            group = GROUP if w.numel() % (2 * GROUP) == 0 else None
+            codes, meta = Quantizer.quantize(w, device="cpu", **options | {"group_size": group})
             meta |= {"scale": meta["scale"].half(), "zero": meta["zero"].half()}
             return codes, meta | {"compute_dtype": torch.float32}
 
