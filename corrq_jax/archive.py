@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax import entropy
+from corrq_jax.codings import along_trellis, is_entropy_coded
 from corrq_jax.core import coding, trellis
 from corrq_jax.errors import FileFormatError
 from corrq_jax.layout import (
@@ -29,13 +29,13 @@ from corrq_jax.layout import (
     STREAM,
     VERSION,
     Stored,
-    keep_stream,
     most_decoded,
 )
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.safetensors_file import read_header, read_values
 from corrq_jax.rebuild import tree_of
-from corrq_jax.tensor import QuantizedTensor, Rows, largest_code, packed_from
+from corrq_jax.streams import keep_stream, packed_codes, symbols_of_levels
+from corrq_jax.tensor import QuantizedTensor, Rows, largest_code
 
 
 class Archive:
@@ -85,10 +85,11 @@ class Archive:
         return name in self._record["tensors"]
 
     def coding(self, name: str) -> str:
-        """How the codes of a quantized leaf are stored: "packed", "entropy" or "trellis"."""
-        if name + STREAM in self._entries:
-            return "entropy"
-        return self._record["tensors"][name].get("coding", "packed")
+        """How the codes of a quantized leaf are stored, as `corrq_jax.Config.coding` names it."""
+        how = self._record["tensors"][name].get("coding", "packed")
+        if name + STREAM not in self._entries:
+            return how
+        return "entropy" if how == "packed" else f"entropy-{how}"
 
     def leaf_nbytes(self, name: str) -> int:
         """Bytes of a leaf's data."""
@@ -121,9 +122,9 @@ class Archive:
         rows = Rows(*record["rows"]) if "rows" in record else None
         levels = self._array(name + LEVELS)
         how = self.coding(name)
-        coded = how == "entropy"
+        coded = is_entropy_coded(how)
         read = self._decoded if coded else self._packed
-        codes = read(name, math.prod(shape), bits, levels)
+        codes = read(name, math.prod(shape), bits, levels, how)
         scales = self._array(name + SCALES) if rows is not None else None
         if not _fit(shape, bits, how, codes, levels, scales, rows):
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
@@ -133,31 +134,32 @@ class Archive:
             keep_stream(tensor, self._array(name + FREQUENCIES), self._array(name + STREAM))
         return tensor
 
-    def _packed(self, name: str, size: int, bits: int, levels: LazyArray) -> LazyArray:
+    def _packed(self, name: str, size: int, bits: int, levels: LazyArray, how: str) -> LazyArray:
         """Codes, each of which has a level."""
         stored = self._array(name + CODES)
-        count = levels.shape[-1] if levels.ndim else 0
-        if count >= 2**bits:  # with a trellis there are more
+        count = symbols_of_levels(levels.shape[-1] if levels.ndim else 0, how)
+        if count >= 2**bits:
             return stored
 
         def load() -> np.ndarray:
             codes = stored.load()
             if (largest := largest_code(codes, size, bits)) >= count:
-                raise self._broken(f"{name!r} has a code {largest} and {count} levels")
+                raise self._broken(f"{name!r} has a code {largest} and levels for {count}")
             return codes
 
         return dataclasses.replace(stored, load=load)
 
-    def _decoded(self, name: str, size: int, bits: int, levels: LazyArray) -> LazyArray:
+    def _decoded(self, name: str, size: int, bits: int, levels: LazyArray, how: str) -> LazyArray:
         """Packed codes of an entropy-coded tensor."""
         frequencies, stream = self._array(name + FREQUENCIES), self._array(name + STREAM)
-        if frequencies.shape != levels.shape or levels.size > 2**bits:
+        count = symbols_of_levels(levels.size, how)
+        if levels.ndim != 1 or frequencies.shape != (count,) or count > 2**bits:
             raise self._broken(f"frequencies and levels of {name!r} do not fit {bits} bits")
 
         def load() -> np.ndarray:
             try:
-                pieces = entropy.decode_pieces(frequencies.load(), stream.load(), size)
-                return packed_from(pieces, entropy.PIECE, size, bits)
+                coded = frequencies.load(), stream.load()
+                return packed_codes(*coded, size, bits, levels.size, how)
             except ValueError as error:
                 if isinstance(error, FileFormatError):
                     raise
@@ -242,7 +244,7 @@ class Archive:
         decoded = {
             name: coding.packed_size(math.prod(r["shape"]), r["bits"])
             for name, r in (tensors or {}).items()
-            if self.coding(name) == "entropy"
+            if is_entropy_coded(self.coding(name))
         }
         total, whole = sum(decoded.values()), pathlib.Path(self.path).stat().st_size
         if total > most_decoded(whole):
@@ -279,10 +281,10 @@ def _fit(
         and levels.ndim >= 1
         and codes.shape[:-1] == levels.shape[:-1]
         and codes.shape[-1] == coding.packed_size(size, bits)
-        and 1 <= levels.shape[-1] <= 2 ** (bits + (how == "trellis"))
+        and 1 <= levels.shape[-1] <= 2 ** (bits + along_trellis(how))
     )
-    if how == "trellis":  # any sequence of codes is a way along it
-        fits = fits and bits <= trellis.MOST_BITS and levels.shape[-1] == 2 ** (bits + 1)
+    if along_trellis(how):
+        fits = fits and bits <= trellis.MOST_BITS and levels.shape[-1] % 4 == 0
     if rows is None or scales is None:
         return fits
     return (
@@ -304,6 +306,7 @@ def _is_record(record: Any) -> bool:
         and type(record.get("bits")) is int
         and 1 <= record["bits"] <= 8
         and record.get("dtype") in ("F16", "BF16", "F32", "F64")
+        and record.get("coding", "trellis") == "trellis"
         and isinstance(record.get("shape"), list)
         and len(record["shape"]) <= MOST_AXES
         and all(type(n) is int and n >= 0 for n in record["shape"])

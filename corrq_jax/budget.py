@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from corrq_jax.codings import is_entropy_coded
 from corrq_jax.config import Config
 from corrq_jax.errors import InputError
 from corrq_jax.knapsack import Allocation, hull, total, within_cost, within_loss
@@ -34,10 +35,9 @@ def allocate(
     noise = [np.array([o.noise for o in menu]) for menu in menus.values()]
     weights = [importance.get(path, 1.0) for path in menus]
     losses = [w * n for w, n in zip(weights, noise, strict=True)]
-    size = sum(menu[0].leaf.flat.size for menu in menus.values())
+    size = _size(menus)
     if target in ("bits_per_weight", "max_bytes"):
-        room = limit * size / 8 if target == "bits_per_weight" else limit - rest_nbytes
-        found = within_cost(costs, losses, room)
+        found = within_cost(costs, losses, bytes_allowed(menus, config, rest_nbytes))
     elif target == "mean_correlation":
         missing = [1 - np.sqrt(1 - n) for n in noise]
         found = within_loss(costs, missing, (1 - limit) * len(menus))
@@ -59,6 +59,23 @@ def allocate(
         curves={path: _curve(menu) for path, menu in menus.items()},
     )
     return picks, budget
+
+
+def bytes_allowed(menus: Mapping[str, Sequence[Option]], config: Config, rest_nbytes: int) -> float:
+    """Bytes that a target of size leaves to all tensors together; infinite for another target.
+
+    Args:
+        menus: as `allocate` takes them, like the others.
+        config: likewise.
+        rest_nbytes: likewise.
+    """
+    if config.bits_per_weight is not None:
+        return config.bits_per_weight * _size(menus) / 8
+    return np.inf if config.max_bytes is None else float(config.max_bytes) - rest_nbytes
+
+
+def _size(menus: Mapping[str, Sequence[Option]]) -> int:
+    return sum(menu[0].leaf.flat.size for menu in menus.values())
 
 
 def _each_within(costs, losses, limit: float) -> Allocation | None:
@@ -105,7 +122,7 @@ def _uniform(
 def _is_of(option: Option, bits: int) -> bool:
     """Whether this is what so many bits make of the tensor; few distinct weights need no more."""
     exact = option.quantizer is None and option.bits <= bits
-    return option.coding != "entropy" and (exact or option.bits == bits)
+    return not is_entropy_coded(option.coding) and (exact or option.bits == bits)
 
 
 def _curve(menu: Sequence[Option]) -> tuple[tuple[float, float], ...]:

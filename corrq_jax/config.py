@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import Any
 
+from corrq_jax.codings import CODINGS, is_entropy_coded
 from corrq_jax.core.fit import Method
 from corrq_jax.core.grids import GRIDS
 from corrq_jax.errors import InputError
@@ -21,7 +22,6 @@ _WITHOUT_PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "nf4": {"fit": ("range",), "levels": ("grid",)},
 }
 
-_CODINGS = ("packed", "entropy", "trellis")
 _GRANULARITIES = ("tensor", "channel", "auto")
 _TARGETS = ("bits_per_weight", "max_bytes", "mean_correlation", "min_correlation")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -79,9 +79,9 @@ class Config:
         zero: whether zero is a level of the exponential grid; it then has 2**bits - 1 levels.
         select: which leaves to quantize: path patterns, or a predicate of (path, leaf). None:
             kernels and embeddings, see `corrq_jax.selection.default_select`.
-        coding: "packed" (b bits a weight in the file) or "entropy" (as many as the entropy of the
-            levels, which are chosen for it) or "trellis" (b bits a weight, with twice as many
-            levels, up to 7 bits); these two with free levels only.
+        coding: "packed" (b bits a weight in the file), "trellis" (b bits a weight, with twice as
+            many levels, up to 7 bits), "entropy" (as many bits as the entropy of the levels, which
+            are chosen for it) or "entropy-trellis" (both); the latter three with free levels only.
         granularity: "tensor" (one table of levels as it is), "channel" (times a scale for each
             output channel), a number of weights (times a scale for each group of so many), or
             "auto" (with a target: for each tensor "tensor" or "channel", whichever serves better).
@@ -132,8 +132,8 @@ class Config:
         object.__setattr__(self, "select", self._checked_select())
         if self.zero and self.grid != "exponential":
             raise InputError(f"zero=True with grid={self.grid!r}: only 'exponential' takes it")
-        if self.coding not in _CODINGS:
-            choice = " or ".join(map(repr, _CODINGS))
+        if self.coding not in CODINGS:
+            choice = " or ".join(map(repr, CODINGS))
             raise InputError(f"coding={self.coding!r}: it has to be {choice}")
         if self.coding != "packed" and self.grid != "optimal":
             raise InputError(
@@ -161,7 +161,7 @@ class Config:
             if value not in _GRANULARITIES:
                 choice = ", ".join(map(repr, _GRANULARITIES))
                 raise InputError(f"granularity={value!r}: give one of {choice}, or a group size")
-            if value == "auto" and self.target is None and self.coding != "entropy":
+            if value == "auto" and self.target is None and not is_entropy_coded(self.coding):
                 raise InputError(
                     f"granularity='auto' chooses within a target: give one of {', '.join(_TARGETS)}"
                 )
@@ -248,7 +248,7 @@ class Config:
         Not where there is a target and a pattern of ``bits`` matches: its widths are kept then.
         """
         pinned = _are_pairs(self.bits) and self._named_widths(path) is not None
-        return self.coding == "entropy" and not (pinned and self.target is not None)
+        return is_entropy_coded(self.coding) and not (pinned and self.target is not None)
 
     @property
     def _every_width(self) -> tuple[int, ...]:

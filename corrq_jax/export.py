@@ -112,7 +112,7 @@ def _encoded(tensor: QuantizedTensor) -> Encoded:
         "shape": tensor.shape,
         "dtype": tensor.dtype,
         "bits": tensor.bits,
-        "trellis": tensor.coding == "trellis",
+        "trellis": tensor.is_along_trellis,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from corrq_jax.details import Histogram, LevelTable
+from corrq_jax.streams import symbols_in_pieces
 from corrq_jax.tensor import QuantizedTensor
 
 BINS = 96
@@ -57,15 +58,19 @@ def level_table(weights: np.ndarray, tensor: QuantizedTensor) -> LevelTable | No
         np.maximum.at(last, code, piece)
     used = np.flatnonzero(first <= last)
     boundaries = (last[used[:-1]] + first[used[1:]]) / 2
-    if tensor.coding == "trellis":  # where neighbouring levels share weights
+    if tensor.is_along_trellis:  # where neighbouring levels share weights
         boundaries = (levels[used[:-1]] + levels[used[1:]]) / 2
     own = None if tensor.scales is None else histogram(flat)
     return LevelTable(_rounded(levels[used]), _rounded(boundaries), own)
 
 
 def entropy_of_codes(tensor: QuantizedTensor) -> float:
-    """The entropy of a tensor's codes, in bits."""
-    counts = np.bincount(tensor.unpacked(), minlength=1)
+    """The entropy of a tensor's codes in bits; along a trellis that of their symbols."""
+    if not tensor.size:
+        return 0.0
+    counts = np.zeros(256, np.int64)
+    for piece in symbols_in_pieces(tensor):
+        counts += np.bincount(piece, minlength=256)
     shares = counts[counts > 0] / max(tensor.size, 1)
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # no minus zero
 

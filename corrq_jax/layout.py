@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import math
-import weakref
 import zlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from corrq_jax import entropy, paths
+from corrq_jax import paths
+from corrq_jax.codings import along_trellis, is_entropy_coded
 from corrq_jax.core.coding import packed_size
 from corrq_jax.errors import InputError
 from corrq_jax.lazy import LazyArray
 from corrq_jax.report import Report
+from corrq_jax.streams import stream_of
 from corrq_jax.tensor import QuantizedTensor, Rows, is_quantized
 
 VERSION = 1
@@ -23,6 +24,7 @@ CODES, LEVELS, SCALES = ":codes", ":levels", ":scales"
 FREQUENCIES, STREAM = ":frequencies", ":stream"
 PARTS = (CODES, FREQUENCIES, STREAM, LEVELS, SCALES)
 """What a quantized leaf can be stored as, by the end of the name."""
+OF_CODES = (CODES, FREQUENCIES, STREAM)
 CONTAINERS = ("leaf", "none", "list", "tuple", "int", "dict")
 """What a node can be that is not a plain dictionary with text keys; "int" has int keys."""
 
@@ -155,7 +157,7 @@ def overhead_nbytes(
         shape: its shape.
         dtype: name of its dtype.
         rows: which weights share a scale, if any.
-        how: "packed", "entropy" or "trellis".
+        how: one of `corrq_jax.codings.CODINGS`.
     """
 
     def longest(name: str, *shape: int, dtype: Any = np.uint8) -> Stored:
@@ -163,7 +165,7 @@ def overhead_nbytes(
 
     size = math.prod(shape)
     codes = {CODES: longest(path + CODES, size)}
-    if how == "entropy":
+    if is_entropy_coded(how):
         codes = {FREQUENCIES: longest(path + FREQUENCIES, 256, dtype=np.uint16)}
         codes[STREAM] = longest(path + STREAM, size)
     parts = {**codes, LEVELS: longest(path + LEVELS, 256, dtype=np.float64)}
@@ -173,7 +175,7 @@ def overhead_nbytes(
         scales = parts[SCALES].nbytes
     record: dict[str, Any] = {"bits": 8, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
     record["noise"] = 1.23456e-05
-    if how == "trellis":
+    if along_trellis(how):
         record["coding"] = "trellis"
     if rows is not None:
         record["rows"] = list(dataclasses.astuple(rows))
@@ -254,15 +256,6 @@ def plan(
     return Plan(tuple(leaves), by_name, tensors, containers)
 
 
-_streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[Any, Any]]
-_streams = weakref.WeakKeyDictionary()  # coding takes time, and a report, a plan and a file want it
-
-
-def keep_stream(tensor: QuantizedTensor, frequencies: Any, stream: Any) -> None:
-    """Let a file of a tensor have this frequencies and stream, which are those of its codes."""
-    _streams[tensor] = frequencies, stream
-
-
 def _one_stream(tensor: QuantizedTensor) -> Any:
     """Packed codes; of a tensor that is cut into blocks they are put together when written."""
     if tensor.blocks is None:
@@ -276,11 +269,10 @@ def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
     parts = {LEVELS: tensor.levels}
     if tensor.scales is not None:
         parts[SCALES] = tensor.scales
-    if tensor.coding != "entropy" or tensor.codes.ndim > 1:  # streams of a stack differ in length
+    # Streams of a stack differ in length.
+    if not is_entropy_coded(tensor.coding) or tensor.codes.ndim > 1:
         return {CODES: _one_stream(tensor), **parts}
-    if tensor not in _streams:
-        _streams[tensor] = entropy.encode_pieces(tensor.unpacked_pieces(), tensor.levels.shape[-1])
-    frequencies, stream = _streams[tensor]
+    frequencies, stream = stream_of(tensor)
     return {FREQUENCIES: frequencies, STREAM: stream, **parts}
 
 
@@ -290,7 +282,7 @@ def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "dtype": DTYPE_NAMES[tensor.dtype],
     }
-    if tensor.coding == "trellis":
+    if tensor.is_along_trellis:
         record["coding"] = "trellis"
     if tensor.rows is not None:
         record["rows"] = list(dataclasses.astuple(tensor.rows))

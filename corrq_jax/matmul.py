@@ -91,7 +91,7 @@ def use_of_kernel(x: jax.Array, matrix: QuantizedTensor) -> Use | None:
     able = (
         matrix.size >= LEAST_SIZE
         and matrix.blocks is None
-        and matrix.coding != "trellis"
+        and not matrix.is_along_trellis
         and {str(x.dtype), matrix.dtype} <= {"float32", "bfloat16"}
         and (matrix.rows is None or matrix.rows.shape == (1, matrix.shape[1]))
         and importlib.util.find_spec("jax.experimental.pallas.triton") is not None

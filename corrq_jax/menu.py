@@ -5,7 +5,6 @@ Everything here comes from densities; an option says what `encode` then makes of
 
 import dataclasses
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +13,12 @@ import numpy as np
 
 from corrq_jax import encoding, entropy, layout, on_device, sharded_leaf, trellis_leaf
 from corrq_jax import leaf as leaves
+from corrq_jax.candidates import Candidate, Searched
+from corrq_jax.codings import along_trellis
 from corrq_jax.config import Config
-from corrq_jax.core import coding, ladder, trellis
-from corrq_jax.core.density import BIN_POINTS, Density, Normalization
-from corrq_jax.core.fit import Quantizer, fit_batch
+from corrq_jax.core import coding, trellis
+from corrq_jax.core.density import Density, Normalization
+from corrq_jax.core.fit import Quantizer
 from corrq_jax.leaf import Leaf
 from corrq_jax.memory import give_back
 from corrq_jax.rescale import refine
@@ -48,9 +49,11 @@ class Option:
             all weights (with a trellis only values count); None to store its few distinct weights
             as they are.
         bits: bits of a packed code.
-        coding: "packed", "entropy" or "trellis".
-        nbytes: bytes in a file, its share of the header included; an upper bound.
+        coding: one of `corrq_jax.codings.CODINGS`.
+        nbytes: bytes in a file, its share of the header included; an upper bound, but entropy-coded
+            along a trellis a prediction.
         noise: ``1 - rho**2``; with scales or a trellis a prediction.
+        price: what a weight of each value costs beside its squared error, where that counts.
     """
 
     leaf: Leaf
@@ -60,11 +63,12 @@ class Option:
     coding: str
     nbytes: int
     noise: float
+    price: np.ndarray | None = None
 
     @property
     def is_predicted(self) -> bool:
-        """Whether encoding may find another noise."""
-        return self.leaf.scales is not None or self.coding == "trellis"
+        """Whether encoding may find another noise, or other bytes."""
+        return self.leaf.scales is not None or along_trellis(self.coding)
 
 
 def _reading(leaf: Leaf) -> Any:
@@ -102,20 +106,12 @@ def options(
     density = _stacked_densities([batch[i].density for i in repeat])
     norms = jax.device_get([item.norm for item in batch])
     batch = [item._replace(norm=norm) for item, norm in zip(batch, norms, strict=True)]
-    found: list[list[Option]] = [[] for _ in batch]
-    along = [b for b in widths if config.coding == "trellis" and b <= trellis.MOST_BITS]
-    across = [b for b in widths if b not in along]
-    for bits, quantizers in _fitted(batch, repeat, density, config, across):
-        for some, item, quantizer in zip(found, batch, quantizers, strict=True):
-            some.append(_option(item, quantizer, bits, "packed"))
-    for bits, quantizers in _fitted_to_trellis(density, along, len(batch)):
-        for some, item, quantizer in zip(found, batch, quantizers, strict=True):
-            some.append(_option(item, quantizer, bits, "trellis"))
-    if coded:
-        for i, quantizers in enumerate(_rungs(ladder.ladders_by_step(density), len(batch))):
-            for quantizer, mass in quantizers:
-                bits = _bits(len(mass))
-                found[i].append(_option(batch[i], quantizer, bits, "entropy", mass))
+    lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
+    searched = Searched(density, _stacked(batch[i].norm for i in repeat), lo, hi, len(batch))
+    found = [
+        [_option(item, candidate) for candidate in candidates]
+        for item, candidates in zip(batch, searched.candidates(config, widths, coded), strict=True)
+    ]
     occupied = _occupied(density.counts)
     for i, item in enumerate(batch):
         most = max(len(o.quantizer.values) for o in found[i] if o.quantizer is not None)
@@ -132,42 +128,6 @@ def _occupied(counts: jax.Array) -> np.ndarray:
     if on_device.holds(counts):
         return np.asarray(jnp.count_nonzero(counts, axis=1))
     return np.count_nonzero(np.asarray(counts), axis=1)
-
-
-def _fitted(batch, repeat, density, config: Config, widths):
-    """(bits, a quantizer for each tensor) for every width."""
-    if config.grid == "optimal" and len(widths) > 1:
-        rungs = list(_rungs(ladder.ladders_by_width(density), len(batch)))
-        for bits in widths:
-            yield bits, [quantizers[bits - 1][0] for quantizers in rungs]
-        return
-    norm = _stacked(batch[i].norm for i in repeat)
-    lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
-    for bits in widths:
-        found = fit_batch(density, lo, hi, norm, config.method(bits))
-        found = jax.device_get(found)
-        yield bits, [jax.tree.map(itemgetter(i), found) for i in range(len(batch))]
-
-
-def _fitted_to_trellis(density: Density, widths: Sequence[int], count: int):
-    """(bits, a quantizer of ``2**(bits + 1)`` levels for each tensor) for every width."""
-    if not widths:
-        return
-    rungs = list(_rungs(ladder.ladders_by_width(density), count))
-    for bits in widths:
-        levels = 2 << bits
-        starts = np.full((len(density.counts), trellis.LEVELS), np.inf, np.float32)
-        for i, row in enumerate(starts):
-            best = rungs[min(i, count - 1)][bits][0].values
-            row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
-        found = jax.device_get(trellis.fit_batch(density, starts))
-        yield (
-            bits,
-            [
-                Quantizer(best[:0], best[:levels].astype(np.float64), noise)
-                for best, noise in zip(found.levels[:count], found.noise[:count], strict=True)
-            ],
-        )
 
 
 def _stacked_densities(densities: Sequence[Density]) -> Density:
@@ -187,45 +147,29 @@ def _stacked(trees):
     return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *trees)
 
 
-def _rungs(found: ladder.Ladder, count: int):
-    """For each tensor its quantizers with the weights of each cell, without empty levels."""
-    found = jax.tree.map(np.asarray, found)
-    for i in range(count):
-        rungs = []
-        for boundaries, values, mass, noise in zip(*(a[i] for a in found), strict=True):
-            used = np.flatnonzero(mass)
-            # Above all weights: boundaries of 8 lengths compile, not one for each count of levels.
-            padded = np.full(2 ** _bits(len(used)) - 1, BIN_POINTS[-1])
-            padded[: len(used) - 1] = boundaries[used[:-1]]
-            quantizer = Quantizer(padded, values[used], noise)  # type: ignore[arg-type]
-            rungs.append((quantizer, mass[used].astype(np.int64)))
-        yield rungs
-
-
-def _bits(levels: int) -> int:
-    """Bits of a packed code of one of so many levels."""
-    return max(1, (levels - 1).bit_length())
-
-
-def _option(
-    item: Measured,
-    quantizer: Quantizer,
-    bits: int,
-    how: str,
-    mass: np.ndarray | None = None,
-) -> Option:
-    leaf = item.leaf
+def _option(item: Measured, candidate: Candidate) -> Option:
+    leaf, how = item.leaf, candidate.coding
+    quantizer, mass = candidate.quantizer, candidate.mass
     levels = len(quantizer.values)
     if mass is None:
-        codes = coding.packed_size(leaf.flat.size, bits)
+        codes = coding.packed_size(leaf.flat.size, candidate.bits)
     else:
         dead = 0 if leaf.scales is None else leaf.scales.dead
+        zero = int(np.abs(np.asarray(quantizer.values)).argmin())
         mass = mass.copy()
-        mass[int(np.abs(np.asarray(quantizer.values)).argmin())] += dead
+        mass[trellis.symbols(zero, levels) if how == "entropy-trellis" else zero] += dead
         codes = entropy.coded_nbytes(mass)
-    nbytes = codes + levels * _level_nbytes(leaf) + _overhead(leaf, how)
     noise = min(float(quantizer.noise) * leaf.variance_ratio, 1.0)
-    return Option(leaf, item.norm, quantizer, bits, how, nbytes, noise)
+    return Option(
+        leaf=leaf,
+        norm=item.norm,
+        quantizer=quantizer,
+        bits=candidate.bits,
+        coding=how,
+        nbytes=codes + _beside(leaf, levels, how),
+        noise=noise,
+        price=candidate.price,
+    )
 
 
 def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
@@ -235,21 +179,26 @@ def _exact(item: Measured, occupied: int, levels: int) -> Option | None:
     values = _reading(item.leaf).distinct(leaves.loaded(item.leaf), levels)
     if values is None:
         return None
-    bits = _bits(values.size)
-    codes = coding.packed_size(item.leaf.flat.size, bits)
-    nbytes = codes + values.size * _level_nbytes(item.leaf) + _overhead(item.leaf, "packed")
+    bits = max(1, int(values.size - 1).bit_length())
+    nbytes = coding.packed_size(item.leaf.flat.size, bits)
+    nbytes += _beside(item.leaf, values.size, "packed")
     return Option(item.leaf, item.norm, None, bits, "packed", nbytes, 0.0)
 
 
-def _level_nbytes(leaf: Leaf) -> int:
-    return 8 if leaf.dtype == "float64" else 4
-
-
-def _overhead(leaf: Leaf, how: str) -> int:
-    """Bytes of header and scales, at most."""
+def _beside(leaf: Leaf, levels: int, how: str) -> int:
+    """At most how many bytes a tensor takes beside its codes: levels, scales, header."""
     rows = None if leaf.scales is None else leaf.scales.rows
     shape = tuple(int(n) for n in leaf.array.shape)
-    return layout.overhead_nbytes(leaf.path, shape, leaf.dtype, rows, how)
+    overhead = layout.overhead_nbytes(leaf.path, shape, leaf.dtype, rows, how)
+    return overhead + levels * (8 if leaf.dtype == "float64" else 4)
+
+
+def as_encoded(option: Option, tensor: QuantizedTensor, noise: float) -> Option:
+    """The option with what encoding found in place of what was predicted."""
+    parts = layout.parts_of(tensor)
+    codes = sum(parts[end].nbytes for end in layout.OF_CODES if end in parts)
+    nbytes = int(codes) + _beside(option.leaf, int(tensor.levels.shape[-1]), option.coding)
+    return dataclasses.replace(option, nbytes=nbytes, noise=noise)
 
 
 def encode(option: Option) -> tuple[QuantizedTensor, float]:
@@ -259,9 +208,9 @@ def encode(option: Option) -> tuple[QuantizedTensor, float]:
         values = _reading(leaf).distinct(leaf, 1 << option.bits)
         assert values is not None
         return _encoding(leaf).encode_exactly(leaf, values), 0.0
-    if option.coding == "trellis":
+    if along_trellis(option.coding):
         values = np.asarray(option.quantizer.values)
-        tensor, noise = trellis_leaf.encode(leaf, option.norm, values, option.bits)
+        tensor, noise = trellis_leaf.encode(leaf, option.norm, values, option.price, option.bits)
     else:
         tensor = _encoding(leaf).encode(leaf, option.norm, option.quantizer, option.bits)
         noise = float(option.quantizer.noise)

@@ -1,7 +1,8 @@
 """How methods look in figures: a colour and a marker each, with or without matplotlib.
 
-Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart, and a dark red. A
-dashed line with open markers says that a grid was fitted to the plain range. Peers are grey.
+Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart, and a brown, a
+dark red and an indigo. A dashed line with open markers says that a grid was fitted to the plain
+range. Peers are grey.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ _STYLES = {
     "mixed bits": MethodStyle("#009E73", "^"),
     "mixed bits, trellis-coded": MethodStyle("#6F4E37", "p"),
     "mixed bits, entropy-coded": MethodStyle("#882255", "X"),
+    "mixed bits, entropy-coded trellis": MethodStyle("#332288", "H"),
 }
 PEER_COLOR = "#808080"
 _PEER_MARKERS = {"int absmax": "x", "int min-max": "+", "NF4": "*", "HQQ": "s", "k-means": "o"}
@@ -48,7 +50,7 @@ _MORE_STYLES = tuple(
     MethodStyle(color, marker)
     for color, marker in (
         *(("#009E73", "<"), ("#E69F00", ">"), ("#56B4E9", "h"), ("#777777", "d")),
-        *(("#009E73", "p"), ("#E69F00", "8"), ("#56B4E9", "H"), ("#777777", "X")),
+        *(("#009E73", "p"), ("#E69F00", "8"), ("#56B4E9", "D"), ("#777777", "X")),
     )
 )
 

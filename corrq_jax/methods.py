@@ -18,7 +18,7 @@ class Method:
         fit: see there.
         levels: see there.
         bits: the widths that are compared; with mixed bits targets of stored bits a weight.
-        coding: "packed", "entropy" or "trellis".
+        coding: as in `corrq_jax.Config`.
         granularity: "tensor", "channel" or a number of weights.
         mixed: whether each tensor has bits of its own, so that all together meet the target.
         match: whether moments are matched afterwards (`corrq_jax.moments`).
@@ -79,6 +79,13 @@ METHODS = (
         *("mixed bits, entropy-coded", *_OPTIMAL),
         bits=(1.5, 2, 2.5, 3, 3.5, 4),
         coding="entropy",
+        mixed=True,
+        match=True,
+    ),
+    Method(
+        *("mixed bits, entropy-coded trellis", *_OPTIMAL),
+        bits=(1.5, 2, 2.5, 3, 3.5, 4),
+        coding="entropy-trellis",
         mixed=True,
         match=True,
     ),

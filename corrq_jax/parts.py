@@ -112,7 +112,8 @@ def _what_it_follows_from(option: Option) -> tuple[Any, ...]:
     quantizer = () if option.quantizer is None else tuple(map(np.asarray, option.quantizer))
     norm = tuple(map(float, option.norm))
     rows = () if scales is None else (scales.rows, scales.unit, scales.values)
-    return leaf.path, leaf.factor, *rows, norm, *quantizer, option.bits, option.coding
+    price = () if option.price is None else (option.price,)
+    return leaf.path, leaf.factor, *rows, norm, *quantizer, *price, option.bits, option.coding
 
 
 def _record(item: Measured) -> dict[str, Any]:

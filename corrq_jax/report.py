@@ -18,7 +18,7 @@ class Row:
         correlation: rho between the weights and the quantized weights.
         noise: ``1 - rho**2``, kept apart since at many bits rho is 1 to all digits shown.
         nbytes: bytes in a file: codes, levels, scales, and this tensor's share of the header.
-        coding: "packed", "entropy" or "trellis".
+        coding: as in `corrq_jax.Config`.
         rows: number of scales; 1 for a single table of levels as it is.
     """
 

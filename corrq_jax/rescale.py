@@ -189,7 +189,7 @@ def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
     # In units of the scaled weights, where nothing overflows.
     values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
     # As many as codes, so that counts of levels do not compile anew.
-    along = tensor.coding == "trellis"
+    along = tensor.is_along_trellis
     values = np.pad(values, (0, 2 ** (tensor.bits + along) - values.size), mode="edge")
     values = jnp.asarray(values.astype(np.float32))
     level, power, product = (np.zeros(scales.rows.shape) for _ in range(3))

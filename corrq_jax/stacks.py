@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax import layout, paths, tree
+from corrq_jax.codings import along_trellis, is_entropy_coded
 from corrq_jax.config import Config, matches
 from corrq_jax.core import coding
 from corrq_jax.errors import InputError
@@ -75,11 +76,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"stacked= with {target}: layers of a stack would get different bits; give bits, or "
             "quantize without stacked=, where a stack counts as one tensor"
         )
-    if "entropy" in (options.get("coding"), config.coding):
-        raise InputError("stacked= with coding='entropy': layers would differ in length")
-    if "trellis" in (options.get("coding"), config.coding):
+    coding = options.get("coding", config.coding)
+    if is_entropy_coded(coding):
+        raise InputError(f"stacked= with coding={coding!r}: layers would differ in length")
+    if along_trellis(coding):
         raise InputError(
-            "stacked= with coding='trellis': a layer of few distinct weights has no trellis; use "
+            f"stacked= with coding={coding!r}: a layer of few distinct weights has no trellis; use "
             "coding='packed', or quantize without stacked="
         )
 

@@ -12,13 +12,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
+from corrq_jax.codings import along_trellis
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import CHUNK
 from corrq_jax.core.shards import join
 from corrq_jax.rows import Rows, Spread
 from corrq_jax.sharding import sharding_of
-
-_along_trellis = jax.jit(trellis.level_indices)
 
 
 @partial(
@@ -37,7 +36,8 @@ class QuantizedTensor:
     (`corrq_jax.core.coding`), each code less than the number of levels; ``levels`` ascends. With
     ``blocks`` each block is such a stream of its own, over its own weights in row-major order. With
     coding "trellis" there are ``2**(bits + 1)`` levels, of which codes select one together
-    (`corrq_jax.core.trellis`).
+    (`corrq_jax.core.trellis`); with "entropy-trellis" at most as many, a multiple of 4, and codes
+    are less than half their number.
 
     Attributes:
         codes: uint8[..., ceil(size * bits / 8)]; with ``blocks`` ``uint8[..., *blocks, bytes]``.
@@ -50,7 +50,7 @@ class QuantizedTensor:
         bits: bits of a code, 1 to 8; static.
         rows: which weights share a scale; None without scales; static.
         coding: "packed"; "entropy": packed here, entropy-coded in a file; "trellis": packed,
-            and to be followed along the trellis; static.
+            and to be followed along the trellis; "entropy-trellis": both; static.
         blocks: into how many equal parts the tensor is cut along each of its axes, so that each
             device can hold the codes of its own part (docs/sharding.md); None for one stream;
             static.
@@ -65,6 +65,11 @@ class QuantizedTensor:
     rows: Rows | None = None
     coding: str = "packed"
     blocks: tuple[int, ...] | None = None
+
+    @property
+    def is_along_trellis(self) -> bool:
+        """Whether the level of a weight follows from the codes before it, too."""
+        return along_trellis(self.coding)
 
     @property
     def size(self) -> int:
@@ -136,17 +141,13 @@ class QuantizedTensor:
 
     def level_indices(self) -> np.ndarray:
         """uint8[size]: which of its levels each weight of one tensor has."""
-        if self.coding != "trellis":
+        if not self.is_along_trellis:
             return self.unpacked()
         return np.concatenate([np.empty(0, np.uint8), *self._indices_in_pieces()])
 
     def _indices_in_pieces(self) -> Iterator[np.ndarray]:
         for codes in self.unpacked_pieces():
-            if self.coding == "trellis":
-                whole = np.pad(codes, (0, CHUNK - codes.size))
-                yield np.asarray(_along_trellis(whole))[: codes.size]
-            else:
-                yield codes
+            yield trellis.indices_of_piece(codes) if self.is_along_trellis else codes
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -173,7 +174,7 @@ class QuantizedTensor:
 
         def one(codes: jax.Array, scales: jax.Array | None, levels: jax.Array) -> jax.Array:
             index = coding.unpack(codes, math.prod(self.block_shape), self.bits)
-            if self.coding == "trellis":
+            if self.is_along_trellis:
                 index = trellis.level_indices(index)
             w = coding.decode(index, levels)
             if self.rows is not None and scales is not None:

@@ -1,8 +1,7 @@
 """Parameter trees: quantize and dequantize any pytree of arrays."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,8 @@ import numpy as np
 
 from corrq_jax import layout, menu, paths, sharded_leaf
 from corrq_jax import leaf as leaves
-from corrq_jax.budget import allocate
+from corrq_jax.budget import allocate, bytes_allowed
+from corrq_jax.codings import is_entropy_coded
 from corrq_jax.config import Bits, Config, Select
 from corrq_jax.errors import InputError
 from corrq_jax.granularity import rows_of
@@ -79,9 +79,10 @@ def quantize(
             embeddings. A pattern is a glob on the path, whose keys are joined by "/"; it also
             selects all below it.
         coding: "packed"; "trellis": codes of the same width that choose from twice as many levels,
-            with a third to a half less noise, up to 7 bits (`corrq_jax.core.trellis`); or
-            "entropy": codes that take about as many bits in a file as the entropy of the levels,
-            which are chosen for it. In memory they are packed all the same.
+            with a third to a half less noise, up to 7 bits (`corrq_jax.core.trellis`); "entropy":
+            codes that take about as many bits in a file as the entropy of the levels, which are
+            chosen for it; or "entropy-trellis": both, the least noise for a file of a given size.
+            In memory codes are packed all the same.
         granularity: "tensor"; "channel" or a number of weights: levels are multiplied by a 16-bit
             scale for each output channel, or for each group of so many weights of a channel; "auto"
             (with a target, or entropy coding): what serves each tensor better.
@@ -149,7 +150,7 @@ def quantize_by(
     budget: Budget | None = None
     menus = _menus(chosen, config, passes)
     if config.target is None:
-        results = ((path, passes.encode(option)) for path, option in _pick_alone(menus))
+        results = ((path, _encoded_alone(options, passes)) for path, options in menus)
     else:
         menus = dict(menus)
         rest = layout.rest_nbytes(params, set(menus)) if config.max_bytes is not None else 0
@@ -274,35 +275,42 @@ def _within_target(
 ) -> tuple[dict[str, tuple[QuantizedTensor, float]], Budget]:
     """Tensors and their noise as a target asks for.
 
-    With scales the noise is a prediction. Where it was too low for a target of correlation, what
-    encoding found takes its place, and the choice is made again.
+    With scales the noise is a prediction, and so are the bytes of what is entropy-coded along a
+    trellis. Where they were too low for the target, what encoding found takes their place, and the
+    choice is made again.
     """
     promised = str(config.target).endswith("correlation")
+    room = bytes_allowed(menus, config, rest)
     encoded: dict[str, tuple[menu.Option, tuple[QuantizedTensor, float]]] = {}
     while True:
         picks, budget = allocate(menus, config, importance, rest)
-        wrong = False
+        found: dict[str, menu.Option] = {}
         for path, option in picks.items():
             if path not in encoded or encoded[path][0] is not option:
                 encoded[path] = option, passes.encode(option)
-            noise = encoded[path][1][1]
-            if promised and option.is_predicted and noise > option.noise:
-                corrected = dataclasses.replace(option, noise=noise)
-                menus[path] = [corrected if o is option else o for o in menus[path]]
-                encoded[path] = corrected, encoded[path][1]
-                wrong = True
-        if not wrong:
+            found[path] = option
+            if option.is_predicted:
+                found[path] = menu.as_encoded(option, *encoded[path][1])
+        if promised:
+            kept = all(found[path].noise <= option.noise for path, option in picks.items())
+        else:
+            kept = sum(option.nbytes for option in found.values()) <= room
+        if kept:
             return {path: result for path, (_, result) in encoded.items()}, budget
+        for path, option in picks.items():
+            menus[path] = [found[path] if o is option else o for o in menus[path]]
+            encoded[path] = found[path], encoded[path][1]
 
 
-def _pick_alone(
-    menus: Iterable[tuple[str, list[menu.Option]]],
-) -> Iterator[tuple[str, menu.Option]]:
+def _encoded_alone(options: list[menu.Option], passes: Passes) -> tuple[QuantizedTensor, float]:
     """Without a target: the least noise in at most the bytes of packed codes of these bits."""
-    for path, options in menus:
-        limit = min((o.nbytes for o in options if o.coding != "entropy"), default=np.inf)
-        small = [o for o in options if o.nbytes <= limit]
-        yield path, min(small, key=lambda o: o.noise)
+    limit = min((o.nbytes for o in options if not is_entropy_coded(o.coding)), default=np.inf)
+    small = sorted((o for o in options if o.nbytes <= limit), key=lambda o: o.noise)
+    for option in small[:-1]:
+        result = passes.encode(option)
+        if not option.is_predicted or menu.as_encoded(option, *result).nbytes <= limit:
+            return result
+    return passes.encode(small[-1])
 
 
 def _report(

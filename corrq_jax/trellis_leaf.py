@@ -27,11 +27,11 @@ class _Sums(NamedTuple):
 
 
 @jax.jit
-def _encoded(chunk: jax.Array, valid: Any, norm: Any, levels: jax.Array):
+def _encoded(chunk: jax.Array, valid: Any, norm: Any, levels: jax.Array, price: jax.Array):
     """Codes of a piece, a byte each, and its `_Sums`."""
     size = chunk.size
     x = jnp.pad(norm.apply(chunk), (0, -size % trellis.SEGMENT), mode="edge")
-    codes = trellis.encode(x.reshape(-1, trellis.SEGMENT), levels).reshape(-1)
+    codes = trellis.encode(x.reshape(-1, trellis.SEGMENT), levels, price).reshape(-1)
     index = trellis.level_indices(codes)
     present = jnp.arange(x.size) < valid
     whole = jnp.where(present, jnp.round(x.astype(jnp.float64) / _UNIT), 0).astype(jnp.int64)
@@ -45,14 +45,16 @@ def _encoded(chunk: jax.Array, valid: Any, norm: Any, levels: jax.Array):
 
 
 def encode(
-    leaf: Leaf, norm: Normalization, values: np.ndarray, bits: int
+    leaf: Leaf, norm: Normalization, values: np.ndarray, price: np.ndarray | None, bits: int
 ) -> tuple[QuantizedTensor, float]:
     """Code every weight, and give each level the mean of the weights that have it.
 
     Args:
         leaf: the tensor.
         norm: its normalization.
-        values: the ``2**(bits + 1)`` levels to code with, ascending, in normalized units.
+        values: the levels to code with, ascending, in normalized units; a multiple of 4, at most
+            ``2**(bits + 1)``.
+        price: what a weight of each costs beside its squared error; None for nothing.
         bits: of a code, at most `corrq_jax.core.trellis.MOST_BITS`.
 
     Returns:
@@ -60,18 +62,28 @@ def encode(
     """
     levels = np.full(trellis.LEVELS, np.inf, np.float32)
     levels[: len(values)] = values
+    prices = np.zeros(trellis.LEVELS, np.float32)
+    prices[: len(values)] = 0 if price is None else price
     codes, parts = [], []
     for (chunk, valid), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
         with jax.enable_x64(True):
-            found, sums = _encoded(chunk, np.int32(valid), to_x, levels)
+            found, sums = _encoded(chunk, np.int32(valid), to_x, levels, prices)
         codes.append(np.asarray(coding.pack(found[:valid], bits)))
         parts.append(jax.device_get(sums))
     sums = _Sums(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
     mass = sums.mass[: len(values)]
     means = sums.total[: len(values)] * _UNIT / np.maximum(mass, 1)
-    new = np.where(mass > 0, means, values)
-    error = sums.error - (mass * (new - levels[: len(values)]) ** 2).sum()
+    new = _between(np.where(mass > 0, means, np.nan), values)
+    error = sums.error - (mass * (means - levels[: len(values)]) ** 2)[mass > 0].sum()
     variance = sums.square - (mass * means).sum() ** 2 / mass.sum()
     noise = float(np.clip(error / variance, 0, 1)) if variance > 0 else 1.0
     tensor = assembled(leaf, norm, np.concatenate(codes), new, bits)
-    return dataclasses.replace(tensor, coding="trellis"), noise
+    how = "trellis" if price is None else "entropy-trellis"
+    return dataclasses.replace(tensor, coding=how), noise
+
+
+def _between(means: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The means, and for those that are NaN their values, moved between the means beside them."""
+    least = np.fmax.accumulate(means)
+    most = np.fmin.accumulate(means[::-1])[::-1]
+    return np.where(np.isnan(means), np.fmin(np.fmax(values, least), most), means)

@@ -75,12 +75,22 @@ def _trees():
     ]  # fmt: skip
     alone = QuantizedTensor(np.zeros(3, np.uint8), np.ones(1, np.float32), (4, 6), "float32", 1,
                             None, None, "entropy")  # fmt: skip
+    # 8 codes for 16 levels along a trellis; 6 for 12, and 2 for 4, entropy-coded too.
+    along = [
+        QuantizedTensor(packed, np.arange(16, dtype=np.float32), (60,), "float32", 3, None, None,
+                        "trellis"),
+        QuantizedTensor(np.array([0b10001101, 0b1010], np.uint8), np.arange(12, dtype=np.float64),
+                        (4,), "float64", 3, None, None, "entropy-trellis"),
+        QuantizedTensor(np.array([0xD3, 0x01], np.uint8), np.arange(4, dtype=np.float32), (3, 3),
+                        "bfloat16", 1, None, None, "entropy-trellis"),
+    ]  # fmt: skip
     floats = {"b": np.array([1.5, -2.0]), "n": np.array([3], np.int16)}
     return [
         {"a": scaled, "few": few, **floats},
         {"a/b": [coded[0], None, (stack,)], "c": {}, "": {3: np.float32(1)}},
         {"x": coded, "alone": alone, "x:codes": np.zeros(2, np.float16)},
         tensor(2, (5,), "float64"),
+        {"t": along[0], "e": along[1:]},
     ]
 
 
@@ -198,7 +208,7 @@ def plain(node):
         codes = spec_reader.unpack(np.asarray(node.codes), node.size, node.bits)
         return spec_reader.Quantized(
             codes, node.levels, node.scales, node.bits, node.shape, names[node.dtype], rows,
-            node.coding == "entropy",
+            node.coding.startswith("entropy"), node.coding.endswith("trellis"),
         )  # fmt: skip
     if isinstance(node, dict):
         return {key: plain(child) for key, child in node.items()}

@@ -31,6 +31,7 @@ class Quantized(NamedTuple):
     dtype: str
     rows: tuple | None
     is_coded: bool
+    is_along_trellis: bool
 
 
 def read(data):
@@ -81,6 +82,13 @@ def _quantized(about, parts):
     assert 1 <= bits <= 8
     assert all(type(n) is int and n >= 0 for n in shape)
     levels, scales = parts["levels"], parts.get("scales")
+    trellis = "coding" in about
+    count = levels.shape[-1]
+    if trellis:
+        assert about["coding"] == "trellis"
+        assert bits <= 7
+        assert count % 4 == 0
+        count //= 2
     if "codes" in parts:
         packed = parts["codes"]
         assert packed.dtype == np.uint8
@@ -88,11 +96,14 @@ def _quantized(about, parts):
         codes = unpack(packed, size, bits)
     else:
         codes = decode(parts["frequencies"], parts["stream"], size)
-        assert parts["frequencies"].shape == levels.shape
+        assert levels.ndim == 1
+        assert parts["frequencies"].shape == (count,)
+        if trellis:
+            codes = along_trellis(codes, count)
     assert levels.shape[:-1] == codes.shape[:-1]
-    assert levels.shape[-1] <= 2**bits
+    assert 1 <= count <= 2**bits
     assert levels.dtype in (np.float32, np.float64)
-    assert (codes < levels.shape[-1]).all()
+    assert (codes < count).all()
     assert ("rows" in about) == (scales is not None)
     if scales is not None:
         before, channels, after, group = about["rows"]
@@ -103,8 +114,20 @@ def _quantized(about, parts):
     rows = about.get("rows")
     return Quantized(
         codes, levels, scales, bits, tuple(shape), about["dtype"], rows and tuple(rows),
-        "stream" in parts,
+        "stream" in parts, trellis,
     )  # fmt: skip
+
+
+def along_trellis(symbols, count):
+    """uint8[size]: the codes of symbols, one after another."""
+    codes = []
+    for i, symbol in enumerate(symbols.tolist()):
+        if i % 1024 == 0:
+            u = [0] * 5
+        place = count - 1 - symbol if u[-3] else symbol
+        u.append(place % 2 ^ u[-2] ^ u[-5])
+        codes.append(place // 2 * 2 + u[-1])
+    return np.array(codes, np.uint8)
 
 
 def unpack(packed, size, bits):

@@ -16,7 +16,7 @@ TARGETS = ("bits_per_weight", "max_bytes", "mean_correlation", "min_correlation"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coding": "zip"}, r"coding='zip': it has to be 'packed' or 'entropy' or 'trellis'"),
+        ({"coding": "zip"}, r"coding='zip': it has to be 'packed' or 'trellis' or 'entropy' or"),
         ({"coding": None}, r"coding=None: it has to be"),
         ({"coding": ["packed"]}, r"coding=\['packed'\]: it has to be"),
         *(

@@ -34,21 +34,27 @@ LAYERS = {
     "evaluation": ("errors metrics precision", "jax numpy"),
     "sharding": ("core", "jax"),
     "rows": ("", "numpy"),
-    "tensor": ("core rows sharding", "jax numpy"),
-    "config": ("core errors", ""),
+    "codings": ("", ""),
+    "tensor": ("codings core rows sharding", "jax numpy"),
+    "streams": ("codings core entropy tensor", "numpy"),
+    "config": ("codings core errors", ""),
     "paths": ("errors tensor", "jax"),
     "knapsack": ("", "numpy"),
     "granularity": ("errors rows", "numpy"),
     "on_device": ("core tensor", "jax numpy"),
     "leaf": ("core errors lazy on_device rows tensor", "jax numpy"),
     "encoding": ("core leaf on_device tensor", "jax numpy"),
+    "candidates": ("codings config core", "jax numpy"),
     "trellis_leaf": ("core encoding leaf tensor", "jax numpy"),
     "sharded_leaf": ("core encoding errors leaf sharding tensor", "jax numpy"),
     "rescale": ("core encoding granularity leaf tensor", "jax numpy"),
     "array": ("core config errors sharding tensor", "jax"),
-    "layout": ("core entropy errors lazy paths report tensor", "jax numpy"),
+    "layout": ("codings core errors lazy paths report streams tensor", "jax numpy"),
     "rebuild": ("paths", ""),
-    "archive": ("core entropy errors layout lazy readers rebuild tensor", "jax numpy"),
+    "archive": (
+        "codings core errors layout lazy readers rebuild streams tensor",
+        "jax numpy",
+    ),
     "storage": ("archive atomic errors layout paths report", "jax"),
     "sharded_index": ("errors", ""),
     "sharded_saving": (
@@ -60,20 +66,20 @@ LAYERS = {
         "jax numpy",
     ),
     "anatomy": ("layout tensor", ""),
-    "histograms": ("details tensor", "numpy"),
+    "histograms": ("details streams tensor", "numpy"),
     "menu": (
-        "config core encoding entropy layout leaf memory on_device rescale sharded_leaf tensor"
-        " trellis_leaf",
+        "candidates codings config core encoding entropy layout leaf memory on_device rescale"
+        " sharded_leaf tensor trellis_leaf",
         "jax numpy",
     ),
-    "budget": ("config errors knapsack menu report", "numpy"),
+    "budget": ("codings config errors knapsack menu report", "numpy"),
     "selection": ("config errors lazy leaf tensor", "jax numpy"),
     "tree": (
-        "budget config errors granularity layout leaf menu paths report rescale selection"
+        "budget codings config errors granularity layout leaf menu paths report rescale selection"
         " sharded_leaf sharding tensor",
         "jax numpy",
     ),
-    "stacks": ("config core errors layout paths report tensor tree", "jax numpy"),
+    "stacks": ("codings config core errors layout paths report tensor tree", "jax numpy"),
     "matmul": ("core errors tensor", "jax"),
     "packed": ("paths tensor tree", "jax"),
     "parts": (

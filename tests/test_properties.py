@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stored_trees import same, tensor
 
 import corrq_jax as corrq
+from corrq_jax.codings import CODINGS
 from corrq_jax.tensor import is_quantized
 
 FEW = settings(
@@ -35,7 +36,7 @@ def kernels(draw):
     tree=st.dictionaries(st.sampled_from("abc"), st.fixed_dictionaries({"kernel": kernels()}),
                          min_size=1, max_size=3),
     bits=st.integers(1, 8),
-    coding=st.sampled_from(["packed", "entropy", "trellis"]),
+    coding=st.sampled_from(CODINGS),
     granularity=st.sampled_from(["tensor", "channel"]),
 )  # fmt: skip
 @FEW

@@ -91,6 +91,7 @@ def test_patterns_see_the_layers():
         ),
         ({"stacked": "blocks", "coding": "entropy"}, "coding='entropy': layers would differ"),
         ({"stacked": "blocks", "coding": "trellis"}, "coding='trellis': a layer of few"),
+        ({"stacked": "blocks", "coding": "entropy-trellis"}, "='entropy-trellis': layers would"),
         ({"stacked": "blocks", "select": "blocks/2/*"}, "quantized alike, or none"),
         ({"stacked": "blocks", "bits": {"*/2/*": 3}}, "quantized alike, or none"),
     ],

@@ -77,8 +77,8 @@ def quantize(
     coding: Annotated[
         str,
         typer.Option(
-            help="packed; trellis: as many bits, less noise, up to 7; or entropy: about as many "
-            "bits as the levels' entropy."
+            help="packed; trellis: as many bits, less noise, up to 7; entropy: about as many bits "
+            "as the levels' entropy; or entropy-trellis: both."
         ),
     ] = "packed",
     granularity: Annotated[

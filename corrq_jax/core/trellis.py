@@ -23,10 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax.core import coding
-from corrq_jax.core import correlation as corr
-from corrq_jax.core.compiling import jit_search
-from corrq_jax.core.density import BINS, Density, key
+from corrq_jax.core.density import CHUNK
 from corrq_jax.core.search import argmin
 
 MEMORY = 5
@@ -41,13 +38,6 @@ SEGMENT = 1 << 10
 MOST_BITS = 7
 """Widest codes: an index of a level has a bit more."""
 LEVELS = 1 << (MOST_BITS + 1)
-
-SAMPLE = 1 << 14
-"""Weights that levels are fitted to."""
-_STEPS = 1 << 7  # of the sample's sequences
-_ITERATIONS = 12
-_TAIL = 1 / 8  # of the sample, which stands for equal shares of the variance
-_ORDER = np.random.default_rng(0).permutation(SAMPLE)
 
 
 def _coset(u: Callable[[int], Any]) -> Any:
@@ -77,6 +67,14 @@ def level_indices(codes: jax.Array) -> jax.Array:
     return (codes >> 1 << 2) + _coset(u).astype(jnp.uint8)
 
 
+_indices = jax.jit(level_indices)
+
+
+def indices_of_piece(codes: np.ndarray) -> np.ndarray:
+    """`level_indices` of at most `CHUNK` codes on the host; no length compiles anew."""
+    return np.asarray(_indices(np.pad(codes, (0, CHUNK - codes.size))))[: codes.size]
+
+
 def _cosets_of_steps() -> np.ndarray:
     """int[2, STATES // 2, 2]: the coset of a step.
 
@@ -87,35 +85,42 @@ def _cosets_of_steps() -> np.ndarray:
     return _coset(lambda j: own if j == 0 else state >> (j - 1) & 1)
 
 
-class _Nearest(NamedTuple):
-    """The nearest level of each coset: its place there, uint8[4, ...], and its squared error."""
+class Best(NamedTuple):
+    """The best level of each coset: its place there, uint8[..., 4], and what it costs."""
 
     place: jax.Array
-    error: jax.Array
+    cost: jax.Array
 
 
-def _nearest(x: jax.Array, levels: jax.Array) -> _Nearest:
-    """By a look-up: between two levels to within float16, which costs nothing that counts."""
-    cosets = levels.reshape(-1, 4).T
-    middle = (cosets[:, 1:] + cosets[:, :-1]) / 2
-    tables = jnp.stack([coding.lookup_table(boundaries)[0] for boundaries in middle])
-    place = tables[:, key(x)]
-    found = jax.vmap(lambda some, at: some[at])(cosets, place)
-    return _Nearest(place, (x - found) ** 2)
+def _best(x: jax.Array, levels: jax.Array, price: jax.Array) -> Best:
+    """One level of each coset after another, as many as are finite: no table, no search."""
+    by_place, prices = levels.reshape(-1, 4), price.reshape(-1, 4)
+
+    def better(place: jax.Array, found: Best) -> Best:
+        cost = (x[..., None] - by_place[place]) ** 2 + prices[place]
+        number = jnp.where(cost < found.cost, place.astype(jnp.uint8), found.place)
+        return Best(number, jnp.minimum(cost, found.cost))
+
+    shape = (*x.shape, 4)
+    start = Best(jnp.zeros(shape, jnp.uint8), jnp.full(shape, jnp.inf, x.dtype))
+    count = (jnp.isfinite(levels).sum() + 3) // 4
+    return jax.lax.fori_loop(0, count, better, start)
 
 
-def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
-    """Codes of smallest squared error.
+def encode(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
+    """Codes of smallest squared error, or of smallest sum of it and of what the levels cost.
 
     Args:
         x: float32[segments, n], normalized weights, n at most `SEGMENT`; each row by itself.
-        levels: float32[LEVELS], ascending, infinite beyond the ``2**(bits + 1)`` that there are.
+        levels: float32[LEVELS], ascending, infinite beyond those that there are: a multiple of 4.
+        price: float32[LEVELS], what a weight of each level costs beside its squared error, such as
+            its bits times what a bit is worth; zeros for the smallest squared error.
 
     Returns:
         uint8[segments, n].
     """
     cosets = _cosets_of_steps()
-    nearest = _nearest(x, levels)
+    best = _best(x, levels, price)
 
     def step(cost: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array]:
         # One line for each state, not an axis of states: XLA then takes many segments at a time.
@@ -131,7 +136,7 @@ def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
         return jnp.stack(new), choices
 
     start = jnp.full((STATES, x.shape[0]), jnp.inf, x.dtype).at[0].set(0)
-    cost, choices = jax.lax.scan(step, start, nearest.error.transpose(2, 0, 1))
+    cost, choices = jax.lax.scan(step, start, best.cost.transpose(1, 2, 0))
 
     def back(state: jax.Array, choice: jax.Array) -> tuple[jax.Array, jax.Array]:
         oldest = choice >> state & 1
@@ -141,63 +146,56 @@ def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
     _, low = jax.lax.scan(back, end, choices, reverse=True)
     low = low.T
     coset = jax.vmap(level_indices)(low) & 3
-    place = jnp.take_along_axis(nearest.place, coset[None].astype(jnp.int32), axis=0)[0]
+    place = jnp.take_along_axis(best.place, coset[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return (place << 1) + low
 
 
-class Fitted(NamedTuple):
-    """Levels of one density.
-
-    Attributes:
-        levels: float32[LEVELS], ascending, in normalized units; infinite where there are none.
-        noise: float32 scalar, the share of the variance that they leave, on the sample.
-    """
-
-    levels: jax.Array
-    noise: jax.Array
-
-
-def _sample(density: Density) -> tuple[jax.Array, jax.Array]:
-    """(x, weight) of `SAMPLE` points: most of equal mass, the others of equal squared deviation."""
-    m = corr.moments(density)
-    mass = density.counts / m.total
-    share = mass * (density.points - m.mean) ** 2
-    chance = (1 - _TAIL) * mass + _TAIL * share / share.sum()
-    at = (jnp.asarray(_ORDER) + 0.5) / SAMPLE
-    index = jnp.searchsorted(jnp.cumsum(chance), at, method="scan")
-    index = jnp.minimum(index, BINS - 1)
-    weight = mass / jnp.where(chance > 0, chance, 1)
-    return density.points[index], weight[index].astype(jnp.float32)
-
-
-def fit(density: Density, start: jax.Array) -> Fitted:
-    """Levels for a density: codes for them, and means of what is coded by them, in turn.
+def symbols(index: Any, levels: int) -> Any:
+    """What is entropy-coded of a weight with the level of this index.
 
     Args:
-        density: at least two distinct points (call under ``jax.enable_x64``).
-        start: float32[LEVELS], such as the best ``2**(bits + 1)`` levels without a trellis, then
-            infinite ones.
+        index: integers, each below ``levels``.
+        levels: how many levels there are, a multiple of 4.
+
+    Returns:
+        Integers of the same kind, each below ``levels // 2``.
+
+    >>> symbols(np.arange(8), 8).tolist()
+    [0, 3, 1, 2, 2, 1, 3, 0]
     """
-    x, weight = _sample(density)
-    rows = x.reshape(-1, _STEPS)
-
-    def assigned(levels: jax.Array) -> jax.Array:
-        return jax.vmap(level_indices)(encode(rows, levels)).reshape(-1)
-
-    def improve(_: int, levels: jax.Array) -> jax.Array:
-        index = assigned(levels)
-        mass = jnp.zeros(LEVELS, jnp.float32).at[index].add(weight)
-        total = jnp.zeros(LEVELS, jnp.float32).at[index].add(weight * x)
-        return jnp.sort(jnp.where(mass > 0, total / jnp.maximum(mass, 1e-30), levels))
-
-    levels = jax.lax.fori_loop(0, _ITERATIONS, improve, start)
-    error = weight * (x - levels[assigned(levels)]) ** 2
-    mean = (weight * x).sum() / weight.sum()
-    return Fitted(levels, error.sum() / (weight * (x - mean) ** 2).sum())
+    last = levels // 2 - 1
+    rank = index >> 1
+    return rank + (index & 1) * (last - 2 * rank)
 
 
-@jit_search
-def fit_batch(density: Density, start: jax.Array) -> Fitted:
-    """`fit` over the leading axis of a batch of densities and starts."""
-    with jax.enable_x64(True):
-        return jax.vmap(fit)(density, start)
+def codes_of_symbols(found: np.ndarray, levels: int) -> np.ndarray:
+    """The codes whose levels have these symbols: the inverse of `symbols`.
+
+    Args:
+        found: uint8[n], the first being the first of a segment, each below ``levels // 2``.
+        levels: how many levels there are, a multiple of 4.
+
+    Returns:
+        uint8[n].
+
+    >>> codes = np.array([0, 1, 1, 2, 1, 3], np.uint8)
+    >>> codes_of_symbols(symbols(np.asarray(level_indices(codes)), 8), 8).tolist()
+    [0, 1, 1, 2, 1, 3]
+    """
+    count = -(-found.size // SEGMENT)
+    # A row for each place in a segment: every step is one of whole rows.
+    padded = np.pad(found, (0, count * SEGMENT - found.size))
+    rows = padded.reshape(count, SEGMENT).T.copy()
+    codes = np.empty_like(rows)
+    low = np.zeros((SEGMENT + MEMORY, count), np.uint8)
+
+    def parity(i: int, taps: tuple[int, ...]) -> np.ndarray:
+        return reduce(xor, (low[i + MEMORY - j] for j in taps))
+
+    last = np.uint8(levels // 2 - 1)
+    for i, row in enumerate(rows):
+        z0 = parity(i, H1)
+        rank = np.where(z0, last - row, row)
+        low[i + MEMORY] = rank & 1 ^ parity(i, H0[1:])
+        codes[i] = rank >> 1 << 1 | low[i + MEMORY]
+    return codes.T.reshape(-1)[: found.size]

@@ -3,7 +3,8 @@
     python tests/golden/make.py FOLDER
 
 Files of a version that has been released are never made again: what they hold has to be read for
-ever. Beside each file lies what has to come out of it, as `golden_files.describe` tells it.
+ever. What a version learns to say later is in a file of its own. Beside each file lies what has to
+come out of it, as `golden_files.describe` tells it.
 """
 
 import dataclasses
@@ -41,6 +42,33 @@ def packed(levels, shape, dtype="float32", rows=None):
 def coded(levels, shape, dtype="float32", rows=None, p=0.4):
     codes = RNG.binomial(levels - 1, p, size=np.prod(shape, dtype=int))
     return tensor(codes, levels, shape, dtype, rows, "entropy")
+
+
+def along(levels, shape, dtype="float32", rows=None, how="trellis"):
+    """Of codes below half the number of levels, a multiple of 4."""
+    table = np.sort(RNG.normal(size=levels)).astype("f8" if dtype == "float64" else "f4")
+    scales = None if rows is None else RNG.uniform(0.5, 2, size=rows.shape).astype(np.float16)
+    bits = max(1, (levels // 2 - 1).bit_length())
+    codes = RNG.binomial(levels // 2 - 1, 0.4, size=np.prod(shape, dtype=int)).astype(np.uint8)
+    codes = np.asarray(coding.pack(codes, bits))
+    return QuantizedTensor(codes, table, shape, dtype, bits, scales, rows, how)
+
+
+def trellis():
+    """A tree with all that version 1 can say of trellises."""
+    channels, both = Rows(12, 5, 1, 12), "entropy-trellis"
+    return {
+        "packed": {f"{bits}": along(2 ** (bits + 1), (40, 53)) for bits in range(1, 8)},
+        "dtypes": {n: along(16, (1500,), n) for n in ("float16", "bfloat16", "float64")},
+        "scales": along(8, (3, 4, 5), rows=channels),
+        "stack": stack([along(16, (31, 40)) for _ in range(2)]),
+        "entropy": {
+            **{f"{levels}": along(levels, (3, 700), how=both) for levels in (4, 12, 64, 256)},
+            "float64": along(20, (1024,), "float64", how=both),
+            "scales": along(28, (3, 4, 5), "bfloat16", channels, both),
+            "empty": along(8, (0,), how=both),
+        },
+    }
 
 
 def stack(tensors):
@@ -97,6 +125,7 @@ def quantized():
 def main(folder):
     trees = {"everything": (everything(), None), "leaf": (packed(8, (2, 3)), None)}
     trees["quantized"] = quantized()
+    trees["trellis"] = (trellis(), None)
     for name, (tree, report) in trees.items():
         path = folder / f"version_{VERSION}_{name}.safetensors"
         corrq.save(path, tree, report=report)

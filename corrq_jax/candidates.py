@@ -1,0 +1,162 @@
+"""What the searches find for a batch of densities, brought to the host: candidates of a menu."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+
+import jax
+import numpy as np
+
+from corrq_jax.config import Config
+from corrq_jax.core import ladder, trellis, trellis_fit
+from corrq_jax.core.density import BIN_POINTS, Density, Normalization
+from corrq_jax.core.fit import Quantizer, fit_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One quantizer of one density.
+
+    Attributes:
+        quantizer: boundaries and values in normalized units, boundaries that are not needed above
+            all weights (along a trellis only values count).
+        bits: bits of a packed code.
+        coding: one of `corrq_jax.codings.CODINGS`.
+        mass: how many weights have each code, or along a trellis each symbol, if they are
+            entropy-coded; there a prediction.
+        price: what a weight of each value costs beside its squared error, where that counts.
+    """
+
+    quantizer: Quantizer
+    bits: int
+    coding: str
+    mass: np.ndarray | None = None
+    price: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """A batch of densities to be searched, padded by repeating the last tensor's.
+
+    Attributes:
+        density: of each.
+        norm: its normalization, on the host.
+        lo: its smallest weight.
+        hi: its largest weight.
+        count: how many there are without the padding.
+    """
+
+    density: Density
+    norm: Normalization
+    lo: np.ndarray
+    hi: np.ndarray
+    count: int
+
+    def candidates(
+        self, config: Config, widths: Sequence[int], coded: bool
+    ) -> list[list[Candidate]]:
+        """The candidates of each.
+
+        Args:
+            config: which grid, fit, levels and coding.
+            widths: the widths that packed codes may have.
+            coded: whether they may be entropy-coded as well.
+        """
+        along = [b for b in widths if config.coding == "trellis" and b <= trellis.MOST_BITS]
+        rows = [*self._packed(config, [b for b in widths if b not in along])]
+        rows += self._along_trellis(along)
+        found = [list(column) for column in zip(*rows, strict=True)] or [
+            [] for _ in range(self.count)
+        ]
+        if coded:
+            searched = [self._coded()]
+            if config.coding == "entropy-trellis":
+                searched.append(self._coded_along_trellis())
+            for more in searched:
+                for some, others in zip(found, more, strict=True):
+                    some.extend(others)
+        return found
+
+    def _packed(self, config: Config, widths: Sequence[int]) -> Iterator[list[Candidate]]:
+        """For every width a candidate of each density."""
+        if config.grid == "optimal" and len(widths) > 1:
+            rungs = self._by_width()
+            for bits in widths:
+                yield [Candidate(some[bits - 1][0], bits, "packed") for some in rungs]
+            return
+        for bits in widths:
+            method = config.method(bits)
+            found = jax.device_get(fit_batch(self.density, self.lo, self.hi, self.norm, method))
+            yield [
+                Candidate(jax.tree.map(itemgetter(i), found), bits, "packed")
+                for i in range(self.count)
+            ]
+
+    def _along_trellis(self, widths: Sequence[int]) -> Iterator[list[Candidate]]:
+        """For every width a candidate of ``2**(bits + 1)`` values for each density."""
+        if not widths:
+            return
+        rungs = self._by_width()
+        for bits in widths:
+            levels = 2 << bits
+            starts = np.full((len(self.lo), trellis.LEVELS), np.inf, np.float32)
+            for i, row in enumerate(starts):
+                best = rungs[min(i, self.count - 1)][bits][0].values
+                row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
+            found = jax.device_get(trellis_fit.fit_batch(self.density, starts))
+            values = found.levels[: self.count, :levels].astype(np.float64)
+            yield [
+                Candidate(Quantizer(row[:0], row, noise), bits, "trellis")
+                for row, noise in zip(values, found.noise, strict=False)
+            ]
+
+    def _by_width(self) -> list[list[tuple[Quantizer, np.ndarray]]]:
+        return list(_rungs(ladder.ladders_by_width(self.density), self.count))
+
+    def _coded(self) -> list[list[Candidate]]:
+        return [
+            [Candidate(q, _bits(len(mass)), "entropy", mass) for q, mass in rungs]
+            for rungs in _rungs(ladder.ladders_by_step(self.density), self.count)
+        ]
+
+    def _coded_along_trellis(self) -> list[list[Candidate]]:
+        found = jax.tree.map(np.asarray, trellis_fit.rungs_by_step(self.density))
+        return [
+            [_within_reach(*rung) for rung in zip(*(a[i] for a in found), strict=True)]
+            for i in range(self.count)
+        ]
+
+
+def _rungs(found: ladder.Ladder, count: int) -> Iterator[list[tuple[Quantizer, np.ndarray]]]:
+    """For each density its quantizers with the weights of each cell, without empty levels."""
+    found = jax.tree.map(np.asarray, found)
+    for i in range(count):
+        rungs = []
+        for boundaries, values, mass, noise in zip(*(a[i] for a in found), strict=True):
+            used = np.flatnonzero(mass)
+            # Above all weights: boundaries of 8 lengths compile, not one for each count of levels.
+            padded = np.full(2 ** _bits(len(used)) - 1, BIN_POINTS[-1])
+            padded[: len(used) - 1] = boundaries[used[:-1]]
+            quantizer = Quantizer(padded, values[used], noise)  # type: ignore[arg-type]
+            rungs.append((quantizer, mass[used].astype(np.int64)))
+        yield rungs
+
+
+def _within_reach(
+    levels: np.ndarray, price: np.ndarray, mass: np.ndarray, noise: np.ndarray
+) -> Candidate:
+    """The levels up to the last that has weights, as many on either side of the middle."""
+    used, middle = np.flatnonzero(mass), trellis.LEVELS // 2
+    reach = int(max(middle - used[0], used[-1] + 1 - middle))
+    reach += reach % 2
+    kept = slice(middle - reach, middle + reach)
+    symbols = trellis.symbols(np.arange(2 * reach), 2 * reach)
+    counts = np.bincount(symbols, mass[kept]).round().astype(np.int64)
+    values = levels[kept].astype(np.float64)
+    quantizer = Quantizer(values[:0], values, noise)  # type: ignore[arg-type]
+    return Candidate(quantizer, _bits(reach), "entropy-trellis", counts, price[kept])
+
+
+def _bits(codes: int) -> int:
+    """Bits of a packed code that has so many values."""
+    return max(1, (codes - 1).bit_length())

@@ -1,0 +1,83 @@
+"""A tensor's codes as the entropy-coded stream of a file, and back.
+
+What is coded are the codes as they are, or along a trellis their symbols
+(`corrq_jax.core.trellis.symbols`).
+"""
+
+import dataclasses
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from corrq_jax import entropy
+from corrq_jax.codings import along_trellis
+from corrq_jax.core import trellis
+from corrq_jax.tensor import QuantizedTensor, packed_from
+
+_streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[Any, Any]]
+_streams = weakref.WeakKeyDictionary()  # coding takes time, and a report, a plan and a file want it
+
+
+def keep_stream(tensor: QuantizedTensor, frequencies: Any, stream: Any) -> None:
+    """Let a file of a tensor have this frequencies and stream, which are those of its codes."""
+    _streams[tensor] = frequencies, stream
+
+
+def stream_of(tensor: QuantizedTensor) -> tuple[Any, Any]:
+    """(frequencies, stream) of one tensor, no stack."""
+    if tensor not in _streams:
+        count = symbols_of_levels(int(tensor.levels.shape[-1]), tensor.coding)
+        _streams[tensor] = entropy.encode_pieces(symbols_in_pieces(tensor), count)
+    return _streams[tensor]
+
+
+def symbols_in_pieces(tensor: QuantizedTensor) -> Sequence[np.ndarray]:
+    """What is entropy-coded of one tensor, in pieces that are made when asked for."""
+    pieces = tensor.unpacked_pieces()
+    if not tensor.is_along_trellis:
+        return pieces
+    return _Symbols(pieces, int(tensor.levels.shape[-1]))
+
+
+def symbols_of_levels(levels: int, coding: str) -> int:
+    """How many symbols there are of so many levels."""
+    return levels // 2 if along_trellis(coding) else levels
+
+
+def packed_codes(
+    frequencies: np.ndarray, stream: np.ndarray, size: int, bits: int, levels: int, coding: str
+) -> np.ndarray:
+    """uint8[ceil(size * bits / 8)]: the codes of a stream, packed.
+
+    Args:
+        frequencies: of the symbols, as `corrq_jax.entropy.decode` takes them.
+        stream: likewise.
+        size: how many weights there are.
+        bits: bits of a packed code.
+        levels: how many levels there are; a multiple of 4 along a trellis.
+        coding: "entropy" or "entropy-trellis".
+
+    Raises:
+        ValueError: frequencies and stream do not belong together.
+    """
+    pieces = entropy.decode_pieces(frequencies, stream, size)
+    if along_trellis(coding):
+        pieces = (trellis.codes_of_symbols(piece, levels) for piece in pieces)
+    return packed_from(pieces, entropy.PIECE, size, bits)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Symbols(Sequence[np.ndarray]):
+    """The symbols of pieces of codes, each of which begins with a segment."""
+
+    pieces: Sequence[np.ndarray]
+    levels: int
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = trellis.indices_of_piece(self.pieces[index])
+        return trellis.symbols(found, self.levels)
