@@ -340,12 +340,12 @@ def _live(leaf: Leaf) -> tuple[Any, int]:
     return (_pad(x, leaf.piece) if x.size else chunk), x.size
 
 
-def ahead(launched: Iterator[Any]) -> Iterator[Any]:
+def ahead(launched: Iterator[Any], steps: int = _IN_FLIGHT) -> Iterator[Any]:
     """The results of an iterator that launches them, a few steps behind it."""
     waiting: deque[Any] = deque()
     for part in launched:
         waiting.append(part)
-        if len(waiting) > _IN_FLIGHT:
+        if len(waiting) > steps:
             yield waiting.popleft()
     yield from waiting
 

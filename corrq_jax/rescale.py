@@ -198,7 +198,7 @@ def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
         (valid, _levels_and_errors(chunk, factors, packed, values, tensor.bits, along))
         for chunk, valid, factors, packed in _with_codes(leaf, tensor, scales.factors)
     )
-    for i, (valid, arrays) in enumerate(ahead(parts)):
+    for i, (valid, arrays) in enumerate(ahead(parts, 1)):  # each takes 20 MB
         whole = [np.asarray(a)[:valid] for a in arrays]
         for start in range(0, valid, CHUNK):  # a leaf on an accelerator is one piece
             v, e, error = (a[start : start + CHUNK] for a in whole)
