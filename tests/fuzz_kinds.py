@@ -389,10 +389,12 @@ def read_keras(path):
     return arrays
 
 
+def keras_again(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return h5_again(archive.read("model.weights.h5"))
+
+
 def h5_again(data):
-    if zipfile.is_zipfile(io.BytesIO(data)):  # whatever its first bytes are
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            data = archive.read("model.weights.h5")
     found = {}
     with h5py.File(io.BytesIO(data), "r") as file:
         is_whole = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
@@ -468,7 +470,7 @@ KINDS = {
     "stream": Kind(".stream", make_stream, read_stream,
                    lambda data: {"codes": spec_reader.decode(*_parts(data))}),
     "h5": Kind(".h5", make_h5, read_keras, h5_again, is_library=True),
-    "keras": Kind(".keras", make_keras, read_keras, h5_again, is_library=True),
+    "keras": Kind(".keras", make_keras, read_keras, keras_again, is_library=True),
 }  # fmt: skip
 
 
