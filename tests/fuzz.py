@@ -1,6 +1,6 @@
 """Reads damaged and hostile files of every kind, and says what went wrong.
 
-    python tests/fuzz.py --inputs 1000000 --seed 1 --processes 2
+    python tests/fuzz.py --inputs 1000000 --seed 1 --processes 2 --record done.jsonl
     python tests/fuzz.py --reproduce own 1 4711 --keep bad.safetensors
 
 An input is right if it is refused by an error that names the file, or is read as an independent
@@ -8,12 +8,13 @@ reader reads it. It is wrong if anything else is raised, if what comes out diffe
 crashes, takes more than 10 s of processor time or 512 MB, starts another process, loads a pickled
 class or writes a file. An input is known by kind, seed and number, but for the times that HDF5
 stamps on groups. HDF5 files are read by a library that is known to crash and hang on some; that is
-counted apart.
+counted apart. With --record a run that was stopped goes on where it was.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import functools
 import json
 import os
 import pathlib
@@ -29,10 +30,12 @@ SHARES = {
 }  # fmt: skip
 LIBRARY = ("h5", "keras")
 BATCH = 5000
-TIMEOUT = 600  # seconds for a batch, which takes about ten; only what sleeps is as slow
+TIMEOUT = (
+    3600  # seconds for a batch, which takes ten on a quiet machine: only what sleeps is as slow
+)
 
 
-def fuzz(inputs, seed, processes, kinds=tuple(SHARES), report=print):
+def fuzz(inputs, seed, processes, kinds=tuple(SHARES), report=print, record=None):
     """Counts of what happened by kind; each input that went wrong is reported as it is found."""
     whole = sum(SHARES[kind] for kind in kinds)
     batches = []
@@ -41,12 +44,30 @@ def fuzz(inputs, seed, processes, kinds=tuple(SHARES), report=print):
         batches += [(kind, seed, n, min(n + BATCH, share)) for n in range(0, share, BATCH)]
     batches.sort(key=lambda batch: batch[2])  # all kinds early
     counts = {kind: collections.Counter() for kind in kinds}
+    run = functools.partial(_run_once, record, _recorded(record))
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        for batch, found in zip(batches, pool.map(_run, batches), strict=True):
+        for batch, found in zip(batches, pool.map(run, batches), strict=True):
             for line in found["wrong"]:
                 report(f"{batch[0]} {seed} {line['index']}: {line['what']}")
             counts[batch[0]] += found["counts"]
     return counts
+
+
+def _recorded(record):
+    """What an earlier run found, by batch."""
+    lines = record.read_text().splitlines() if record and record.exists() else ()
+    return {tuple(line["batch"]): line for line in map(json.loads, lines)}
+
+
+def _run_once(record, done, batch):
+    """A batch, unless it is on record."""
+    if batch in done:
+        return done[batch]
+    found = _run(batch)
+    if record:
+        with record.open("a") as file:
+            file.write(json.dumps({"batch": batch} | found) + "\n")
+    return found
 
 
 def _run(batch):
@@ -122,13 +143,14 @@ def main():
     parser.add_argument("--seed", default="0")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--kinds", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--record", type=pathlib.Path)
     parser.add_argument("--reproduce", nargs=3, metavar=("KIND", "SEED", "NUMBER"))
     parser.add_argument("--keep", type=lambda p: pathlib.Path(p).absolute())
     given = parser.parse_args()
     if given.reproduce:
         reproduce(*given.reproduce, given.keep)
         return
-    counts = fuzz(given.inputs, given.seed, given.processes, given.kinds)
+    counts = fuzz(given.inputs, given.seed, given.processes, given.kinds, record=given.record)
     print(table(counts))
     sys.exit(any(found["wrong"] for found in counts.values()))
 
