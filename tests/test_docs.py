@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from documents import BLOCK, DOCUMENTS, ROOT, name_of
@@ -13,6 +14,14 @@ from test_public_api import PUBLIC
 def test_relative_links_exist(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_the_version_has_notes():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    dated = re.fullmatch(r"\[(\S+)\] - \d{4}-\d\d-\d\d", newest)
+    assert (dated[1] if dated else "Unreleased") == (version if dated else newest)
+    assert bool(dated) != version.endswith(".dev0")
 
 
 def test_no_command_hides_from_the_checks():
