@@ -1,5 +1,6 @@
 """Files and processes for the command line's tests."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from corrq_jax.results import Run
+
+REPORT = {"index.html", "results.json", "results.csv"}
 COMMAND = (sys.executable, "-c", "from corrq_jax.cli import main; main()")
 
 
@@ -72,3 +76,19 @@ def in_terminal(command, columns):
         parts.append(part)
     os.close(leader)
     return b"".join(parts).decode()
+
+
+def check_report(folder, methods):
+    """That a report is whole, of these methods: the run that it is of."""
+    files = {path.name for path in folder.iterdir()}
+    assert files > REPORT
+    pictures = files - REPORT - {"fashion_resnet"}
+    assert pictures
+    for name in pictures:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    run = Run.from_json((folder / "results.json").read_text())
+    assert [r.method for r in run.results] == methods
+    with (folder / "results.csv").open(newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == methods
+    assert run.network in (folder / "index.html").read_text()
+    return run

@@ -2,17 +2,24 @@
 
 import io
 import logging
+import os
 import sys
 import types
 import warnings
 from importlib.resources import abc
 
+import jax
+import numpy as np
 import pytest
 from command_line import write
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from pictures import jpeg
 
-from corrq_jax import cli
+from corrq_jax import cli, fidelity
 from corrq_jax.cli import app
+from corrq_jax.data import batches
+from corrq_jax.flax import functional
 
 # Scripts that tests run in processes of their own, on other devices.
 collect_ignore = ["saved_bytes.py", "sharded_checks.py", "sharded_storage_checks.py"]
@@ -23,6 +30,24 @@ def own_cache(tmp_path_factory):
     """Tests neither read nor write the user's cache folder; commands that they start share one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CORRQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory):
+    """What takes long to compile is compiled once, for all workers and processes of a run."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # of the run that started this one, or the user's
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+    seconds = 0.2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(seconds))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+        compilation_cache.reset_cache()  # something may have compiled without
         yield
 
 
@@ -72,6 +97,31 @@ def failed(run):
 @pytest.fixture
 def npz(tmp_path):
     return write(tmp_path / "net.npz")
+
+
+class TinyNet(nnx.Module):
+    """A convolution with a normalization, and a classifier."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 32, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(32, use_running_average=True, rngs=rngs)
+        self.last = nnx.Linear(32, 64, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.norm(self.conv(x))).mean(axis=(1, 2)))
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """Takes the place of the real network and its photos."""
+
+    def subject(name, data=None, weights=None):
+        images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+        apply, params = functional(TinyNet(nnx.Rngs(0)))
+        pictures = list(batches(images, np.full(6, -1, np.int32), 4))
+        return fidelity.Subject(name, apply, params, pictures, views=2)
+
+    monkeypatch.setattr(fidelity, "subject", subject)
 
 
 @pytest.fixture

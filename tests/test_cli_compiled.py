@@ -1,6 +1,13 @@
 """What `corrq` compiles is kept for its next run."""
 
+import pytest
 from command_line import in_process, write
+
+
+@pytest.fixture(autouse=True)
+def jax_knows_no_folder(monkeypatch):
+    """Not the one that the tests share."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
 
 
 def quantize(tmp_path, **environment):

@@ -11,6 +11,7 @@ SCRIPT = pathlib.Path(__file__).with_name("saved_bytes.py")
 def bytes_with(folder, processors, hash_seed, flags):
     """What `saved_bytes` prints in a process of its own."""
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONHASHSEED": hash_seed}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # each compiles for itself
     command = [sys.executable, SCRIPT, folder, str(processors)]
     done = subprocess.run(command, env=environment, stdout=-1, text=True, check=True)
     return done.stdout.splitlines()
