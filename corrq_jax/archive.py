@@ -129,7 +129,10 @@ class Archive:
         if not _fit(shape, bits, how, codes, levels, scales, rows):
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
         dtype = DTYPES[record["dtype"]]
-        tensor = QuantizedTensor(codes, levels, shape, dtype, bits, scales, rows, how)  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {"codes": codes, "levels": levels, "scales": scales}
+        tensor = QuantizedTensor(
+            shape=shape, dtype=dtype, bits=bits, rows=rows, coding=how, **arrays
+        )
         if coded:
             keep_stream(tensor, self._array(name + FREQUENCIES), self._array(name + STREAM))
         return tensor
@@ -297,7 +300,7 @@ def _fit(
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     """Little-endian bytes, row-major."""
-    return Stored("", array).data()  # type: ignore[return-value]
+    return Stored("", array).data()
 
 
 def _is_record(record: Any) -> bool:

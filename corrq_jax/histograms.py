@@ -36,7 +36,7 @@ def histogram(weights: np.ndarray) -> Histogram:
     for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE].astype(np.float64)
         counts += np.histogram(piece, BINS, (low, high))[0]
-    return Histogram(low, high, counts.tolist(), least, most, flat.size)  # type: ignore[arg-type]
+    return Histogram(low, high, tuple(counts.tolist()), least, most, flat.size)
 
 
 def level_table(weights: np.ndarray, tensor: QuantizedTensor) -> LevelTable | None:

@@ -94,7 +94,10 @@ def follow(rule: Rule, eqn: Any, inputs: Sequence[Value]) -> list[Signal]:
         outputs = rule(eqn, *inputs)
     except NotUnderstood as error:
         reason = str(error)
-    except Exception as error:  # a form of the primitive that the rule does not foresee
+    except Exception as error:
+        # A form of the primitive that the rule does not foresee: what it then meets (a parameter
+        # that is not there, shapes that do not fit) may be any error, and says nothing of the
+        # network but that it is not followed here.
         reason = f"{eqn.primitive.name} is not followed here: {error!r}"
     else:
         return outputs if isinstance(outputs, list) else [outputs]
@@ -110,7 +113,8 @@ def _known(eqn: Any, inputs: Sequence[Any]) -> list[Value]:
     """What is computed from parameters and constants only."""
     try:
         values = _evaluate(eqn, [value.value for value in inputs])
-    except Exception as error:  # whatever a primitive of someone else raises: it is reported
+    except Exception as error:
+        # Whatever a primitive of someone else raises, by code of theirs; it is reported.
         reason = f"{eqn.primitive.name} could not be computed: {error}"
         return [Signal(None, reason=reason) for _ in eqn.outvars]
     leaves = frozenset().union(*(value.leaves for value in inputs))

@@ -69,7 +69,7 @@ class Stored:
             "data_offsets": [start, start + self.nbytes],
         }
 
-    def data(self) -> bytes | memoryview:
+    def data(self) -> memoryview:
         """Little-endian bytes, row-major."""
         array = np.ascontiguousarray(self.array)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -241,8 +241,6 @@ class LayerDensity:
             for field in dataclasses.fields(self)
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -47,7 +47,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             described = checkpointer.metadata(folder).item_metadata.tree
             wanted = jax.tree.map(lambda _: as_numpy, described)
             return checkpointer.restore(folder, restore_args=wanted)
-    except Exception as error:  # Orbax and TensorStore raise all sorts of things
+    except Exception as error:
+        # Orbax, TensorStore and the JSON behind them raise what their damaged parts lead to, of no
+        # common kind and another with each version; the reader's user has one kind to catch.
         raise FileFormatError(
             f"{folder}: a damaged checkpoint ({type(error).__name__}: {str(error)[:200]}); copy it "
             "again, or give an earlier one"

@@ -11,7 +11,9 @@ import io
 import math
 import os
 import pathlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +70,15 @@ def _load(file: io.BytesIO, table: StorageTable) -> Any:
     return unpickle(file, FUNCTIONS, frozenset(STORAGE_DTYPES), table.load)
 
 
+# What zipfile raises on damaged archives: beside its own error those of seeking, of decoding names
+# and numbers, of members that are not there, encrypted, compressed in a way it does not know, or of
+# a size that no memory has.
+_OF_ARCHIVES = (
+    *(zipfile.BadZipFile, struct.error, zlib.error),
+    *(OSError, EOFError, ValueError, OverflowError, LookupError, RuntimeError, MemoryError),
+)
+
+
 def _read_zip(path: pathlib.Path) -> tuple[Any, dict[str, bytes]]:
     table = StorageTable(path.stat().st_size)
     try:
@@ -86,7 +97,7 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, dict[str, bytes]]:
             }
     except (UnpickleError, FileNotFoundError):
         raise
-    except Exception as error:  # zipfile leaks struct, zlib, decoding and seek errors
+    except _OF_ARCHIVES as error:
         raise UnpickleError(f"its zip archive is damaged or cut short ({error})") from error
 
 
