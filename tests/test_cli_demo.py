@@ -21,10 +21,11 @@ def test_demo_as_json(run, tiny_network, tmp_path):
 
 
 def test_demo(tmp_path):
-    # Two methods have fractions of bits; all take minutes.
+    # The methods that have fractions of bits; all take minutes.
     done = in_process("demo", "--bits", "3.5", "-o", tmp_path / "report")
     assert done.returncode == 0, done.stderr
     methods = ["mixed bits", "mixed bits, trellis-coded", "mixed bits, entropy-coded"]
+    methods.append("mixed bits, entropy-coded trellis")
     written = check_report(tmp_path / "report", methods)
     assert "\x1b" not in done.stdout + done.stderr
     assert "…" not in done.stdout
