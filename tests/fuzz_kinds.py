@@ -281,6 +281,10 @@ def npz_again(data):
         return {name.removesuffix(".npy"): file[name] for name in file.zip.namelist()}
 
 
+# The library reads bfloat16 into JAX and PyTorch, but has no name for it in NumPy.
+safetensors.numpy._TYPES.setdefault("BF16", spec_reader.DTYPES["BF16"])
+
+
 @functools.cache
 def _safetensors():
     native = {
