@@ -103,7 +103,9 @@ class Searched:
             for i, row in enumerate(starts):
                 best = rungs[min(i, self.count - 1)][bits][0].values
                 row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
-            found = jax.device_get(trellis_fit.fit_batch(self.density, starts))
+            found = jax.device_get(
+                trellis_fit.fit_batch(self.density, starts, np.int32(self.count))
+            )
             values = found.levels[: self.count, :levels].astype(np.float64)
             yield [
                 Candidate(Quantizer(row[:0], row, noise), bits, "trellis")
@@ -120,7 +122,9 @@ class Searched:
         ]
 
     def _coded_along_trellis(self) -> list[list[Candidate]]:
-        found = jax.tree.map(np.asarray, trellis_fit.rungs_by_step(self.density))
+        found = jax.tree.map(
+            np.asarray, trellis_fit.rungs_by_step(self.density, np.int32(self.count))
+        )
         return [
             [_within_reach(*rung) for rung in zip(*(a[i] for a in found), strict=True)]
             for i in range(self.count)

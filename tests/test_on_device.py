@@ -39,7 +39,6 @@ CASES = [
     {"bits": 4, "granularity": "channel"},
     {"bits": 4, "granularity": 32},
     {"bits": 3, "coding": "trellis", "granularity": "channel"},
-    {"bits_per_weight": 3.0, "coding": "entropy-trellis"},
     {"bits_per_weight": 3.5, "coding": "entropy", "granularity": "auto"},
 ]
 

@@ -107,7 +107,13 @@ def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(LazyArray, "__array__", watched)
-    corrq.quantize_file(source, tmp_path / "q.safetensors", corrq.Config(select=("wide", "blocks")))
+    gc.collect()
+    gc.freeze()  # what other tests left: looking through it at each read would take a minute
+    try:
+        config = corrq.Config(select=("wide", "blocks"))
+        corrq.quantize_file(source, tmp_path / "q.safetensors", config)
+    finally:
+        gc.unfreeze()
     assert read
 
 

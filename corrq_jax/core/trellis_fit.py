@@ -6,7 +6,8 @@ few weights have costs more: the iteration of Chou, Lookabaugh and Gray (IEEE Tr
 quantization", IEEE Trans. Inf. Theory 38(2), 1992.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ def fit_by_step(density: Density) -> Rungs:
         mass = mass * (m.total / mass.sum())
         return Rungs(levels, prices, mass, sample.noise(levels, index))
 
-    return jax.lax.map(one, jnp.asarray(STEPS))
+    return jax.vmap(one)(jnp.asarray(STEPS))
 
 
 def _placed(m: corr.Moments, median: jax.Array, step: jax.Array, farthest: jax.Array) -> jax.Array:
@@ -204,15 +205,34 @@ def _placed(m: corr.Moments, median: jax.Array, step: jax.Array, farthest: jax.A
     return median + jnp.concatenate([-side(-1)[::-1], side(1)])
 
 
-@jit_search
-def fit_batch(density: Density, start: jax.Array) -> Fitted:
-    """`fit` over the leading axis of a batch of densities and starts."""
-    with jax.enable_x64(True):
-        return jax.vmap(fit)(density, start)
+def _each(function: Callable[..., Any], count: jax.Array, *batch: Any) -> Any:
+    """What a function gives for the first ``count`` of a batch, one by one; zeros for the others.
+
+    One compilation serves any count, and a lone tensor does not pay for a whole batch.
+    """
+    first = jax.tree.map(lambda a: a[0], batch)
+    size = len(jax.tree.leaves(batch)[0])
+    empty = jax.tree.map(
+        lambda found: jnp.zeros((size, *found.shape), found.dtype),
+        jax.eval_shape(function, *first),
+    )
+
+    def body(i: jax.Array, found: Any) -> Any:
+        one = function(*jax.tree.map(lambda a: a[i], batch))
+        return jax.tree.map(lambda all_, new: all_.at[i].set(new), found, one)
+
+    return jax.lax.fori_loop(0, count, body, empty)
 
 
 @jit_search
-def rungs_by_step(density: Density) -> Rungs:
-    """`fit_by_step` over the leading axis of a batch of densities."""
+def fit_batch(density: Density, start: jax.Array, count: Any) -> Fitted:
+    """`fit` over the leading axis of a batch of densities and starts, the first ``count`` of it."""
     with jax.enable_x64(True):
-        return jax.vmap(fit_by_step)(density)
+        return _each(fit, count, density, start)
+
+
+@jit_search
+def rungs_by_step(density: Density, count: Any) -> Rungs:
+    """`fit_by_step` over the leading axis of a batch of densities, the first ``count`` of it."""
+    with jax.enable_x64(True):
+        return _each(fit_by_step, count, density)
