@@ -54,10 +54,9 @@ def curves(weights):
     """For each coding the points (bits, noise) of one tensor."""
     leaf = leaves.read("weights", weights)
     density, norm = leaves.measure(leaf)
-    density = jax.tree.map(lambda a: np.stack([np.asarray(a)] * 8), density)
     norm = jax.device_get(norm)
-    ends = (np.full(8, end, np.float32) for end in (leaf.lo, leaf.hi))
-    norms = jax.tree.map(lambda a: np.stack([a] * 8), norm)
+    density, norms = jax.tree.map(lambda a: np.asarray(a)[None], (density, norm))
+    ends = (np.float32([end]) for end in (leaf.lo, leaf.hi))
     searched = Searched(jax.device_put(density), norms, *ends, 1)
     found = {}
     for coding in ("trellis", "entropy-trellis"):

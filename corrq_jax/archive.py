@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -70,6 +71,10 @@ class Archive:
 
     def __exit__(self, *_: object) -> None:
         """Nothing is kept open: each read opens the file."""
+
+    def __iter__(self) -> Iterator[str]:
+        """`names`, as a dictionary has its keys."""
+        return iter(self.names())
 
     def names(self) -> list[str]:
         """Names of the leaves: keys from the root, escaped as in a JSON pointer, joined by "/"."""

@@ -1,6 +1,7 @@
 """What the searches find for a batch of densities, brought to the host: candidates of a menu."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
@@ -63,7 +64,10 @@ class Searched:
             coded: whether they may be entropy-coded as well.
         """
         along = [b for b in widths if config.coding == "trellis" and b <= trellis.MOST_BITS]
-        rows = [*self._packed(config, [b for b in widths if b not in along])]
+        across = [b for b in widths if b not in along]
+        # Where the best levels of all widths are wanted, one search has them.
+        at_once = config.grid == "optimal" and len(widths) > 1
+        rows = [*(self._optimal(across) if at_once else self._of_grid(config, across))]
         rows += self._along_trellis(along)
         found = [list(column) for column in zip(*rows, strict=True)] or [
             [] for _ in range(self.count)
@@ -77,13 +81,13 @@ class Searched:
                     some.extend(others)
         return found
 
-    def _packed(self, config: Config, widths: Sequence[int]) -> Iterator[list[Candidate]]:
-        """For every width a candidate of each density."""
-        if config.grid == "optimal" and len(widths) > 1:
-            rungs = self._by_width()
-            for bits in widths:
-                yield [Candidate(some[bits - 1][0], bits, "packed") for some in rungs]
-            return
+    def _optimal(self, widths: Sequence[int]) -> Iterator[list[Candidate]]:
+        """For every width the best levels of each density."""
+        for bits in widths:
+            yield [Candidate(some[bits - 1][0], bits, "packed") for some in self._by_width]
+
+    def _of_grid(self, config: Config, widths: Sequence[int]) -> Iterator[list[Candidate]]:
+        """For every width what the configuration's grid has for each density."""
         for bits in widths:
             method = config.method(bits)
             found = jax.device_get(fit_batch(self.density, self.lo, self.hi, self.norm, method))
@@ -94,24 +98,22 @@ class Searched:
 
     def _along_trellis(self, widths: Sequence[int]) -> Iterator[list[Candidate]]:
         """For every width a candidate of ``2**(bits + 1)`` values for each density."""
-        if not widths:
-            return
-        rungs = self._by_width()
         for bits in widths:
             levels = 2 << bits
             starts = np.full((len(self.lo), trellis.LEVELS), np.inf, np.float32)
             for i, row in enumerate(starts):
-                best = rungs[min(i, self.count - 1)][bits][0].values
+                best = self._by_width[min(i, self.count - 1)][bits][0].values
                 row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
             found = jax.device_get(
                 trellis_fit.fit_batch(self.density, starts, np.int32(self.count))
             )
             values = found.levels[: self.count, :levels].astype(np.float64)
             yield [
-                Candidate(Quantizer(row[:0], row, noise), bits, "trellis")
+                Candidate(_on_host(row[:0], row, noise), bits, "trellis")
                 for row, noise in zip(values, found.noise, strict=False)
             ]
 
+    @functools.cached_property
     def _by_width(self) -> list[list[tuple[Quantizer, np.ndarray]]]:
         return list(_rungs(ladder.ladders_by_width(self.density), self.count))
 
@@ -141,7 +143,7 @@ def _rungs(found: ladder.Ladder, count: int) -> Iterator[list[tuple[Quantizer, n
             # Above all weights: boundaries of 8 lengths compile, not one for each count of levels.
             padded = np.full(2 ** _bits(len(used)) - 1, BIN_POINTS[-1])
             padded[: len(used) - 1] = boundaries[used[:-1]]
-            quantizer = Quantizer(padded, values[used], noise)  # type: ignore[arg-type]
+            quantizer = _on_host(padded, values[used], noise)
             rungs.append((quantizer, mass[used].astype(np.int64)))
         yield rungs
 
@@ -157,8 +159,13 @@ def _within_reach(
     symbols = trellis.symbols(np.arange(2 * reach), 2 * reach)
     counts = np.bincount(symbols, mass[kept]).round().astype(np.int64)
     values = levels[kept].astype(np.float64)
-    quantizer = Quantizer(values[:0], values, noise)  # type: ignore[arg-type]
+    quantizer = _on_host(values[:0], values, noise)
     return Candidate(quantizer, _bits(reach), "entropy-trellis", counts, price[kept])
+
+
+def _on_host(boundaries: np.ndarray, values: np.ndarray, noise: np.ndarray) -> Quantizer:
+    """A quantizer of numpy arrays, which stand for those of jax."""
+    return Quantizer(boundaries, values, noise)  # type: ignore[arg-type]
 
 
 def _bits(codes: int) -> int:

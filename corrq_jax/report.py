@@ -48,7 +48,8 @@ class Budget:
         target: its name, such as "bits_per_weight".
         limit: its value.
         loss: sum over tensors of importance times ``1 - rho**2``, as predicted.
-        cost: bytes of the quantized tensors, as predicted; an upper bound.
+        cost: bytes of the quantized tensors, as predicted; an upper bound, but of those that are
+            entropy-coded along a trellis.
         bound: no choice among the same options does better: a loss for a target of size, a cost in
             bytes for a target of correlation.
         uniform_bits: most bits that all tensors could have had alike within the same cost; None if

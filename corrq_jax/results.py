@@ -62,7 +62,7 @@ class Result:
         agreement: the share of views on which the float network gives the same best class.
         kl: the mean Kullback-Leibler divergence from the float network's output, in nats.
         logit_correlation: the correlation of the logits with the float network's.
-        coding: how codes are stored, 'packed' or 'entropy'.
+        coding: how codes are stored, as in `corrq_jax.Config`.
         granularity: what has scales of its own, 'tensor', 'channel' or a number of weights; '' for
             a peer.
         mixed: whether tensors have bits of their own.
@@ -140,7 +140,7 @@ class LayerResult:
         bits: bits of a code.
         correlation: rho, or None for a constant tensor, where it is undefined.
         nbytes: its stored size in bytes, levels included.
-        coding: 'packed' or 'entropy'.
+        coding: likewise.
         noise: ``1 - rho**2``, the share of the variance that is lost: it keeps the digits that
             rho loses close to 1. None with rho, and in files of version 2.
         codes_nbytes: of `nbytes`, those of codes; the rest of the four is header. None like the

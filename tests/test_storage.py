@@ -166,7 +166,7 @@ def test_archive_reads_leaf_by_leaf(tmp_path):
     quantized, report = corrq.quantize({"a": {"kernel": W}, "b": W[0]})
     corrq.save(path, quantized, report=report)
     with corrq.Archive(path) as archive:
-        assert archive.names() == ["a/kernel", "b"]
+        assert archive.names() == list(archive) == ["a/kernel", "b"]
         assert archive.is_quantized("a/kernel")
         assert not archive.is_quantized("b")
         assert same(archive["a/kernel"], quantized["a"]["kernel"])

@@ -85,24 +85,24 @@ def _cosets_of_steps() -> np.ndarray:
     return _coset(lambda j: own if j == 0 else state >> (j - 1) & 1)
 
 
-class Best(NamedTuple):
+class _Best(NamedTuple):
     """The best level of each coset: its place there, uint8[..., 4], and what it costs."""
 
     place: jax.Array
     cost: jax.Array
 
 
-def _best(x: jax.Array, levels: jax.Array, price: jax.Array) -> Best:
+def _best(x: jax.Array, levels: jax.Array, price: jax.Array) -> _Best:
     """One level of each coset after another, as many as are finite: no table, no search."""
     by_place, prices = levels.reshape(-1, 4), price.reshape(-1, 4)
 
-    def better(place: jax.Array, found: Best) -> Best:
+    def better(place: jax.Array, found: _Best) -> _Best:
         cost = (x[..., None] - by_place[place]) ** 2 + prices[place]
         number = jnp.where(cost < found.cost, place.astype(jnp.uint8), found.place)
-        return Best(number, jnp.minimum(cost, found.cost))
+        return _Best(number, jnp.minimum(cost, found.cost))
 
     shape = (*x.shape, 4)
-    start = Best(jnp.zeros(shape, jnp.uint8), jnp.full(shape, jnp.inf, x.dtype))
+    start = _Best(jnp.zeros(shape, jnp.uint8), jnp.full(shape, jnp.inf, x.dtype))
     count = (jnp.isfinite(levels).sum() + 3) // 4
     return jax.lax.fori_loop(0, count, better, start)
 
@@ -165,7 +165,7 @@ def symbols(index: Any, levels: int) -> Any:
     """
     last = levels // 2 - 1
     rank = index >> 1
-    return rank + (index & 1) * (last - 2 * rank)
+    return rank + (index & 1) * (last - 2 * rank)  # last - rank in the odd half; uint8 wraps around
 
 
 def codes_of_symbols(found: np.ndarray, levels: int) -> np.ndarray:

@@ -7,6 +7,7 @@ quantization", IEEE Trans. Inf. Theory 38(2), 1992.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -206,10 +207,14 @@ def _placed(m: corr.Moments, median: jax.Array, step: jax.Array, farthest: jax.A
 
 
 def _each(function: Callable[..., Any], count: jax.Array, *batch: Any) -> Any:
-    """What a function gives for the first ``count`` of a batch, one by one; zeros for the others.
+    """What a function gives for the first ``count`` of a batch; what others get does not matter."""
+    return jax.lax.platform_dependent(
+        count, *batch, cpu=partial(_one_by_one, function), default=partial(_together, function)
+    )
 
-    One compilation serves any count, and a lone tensor does not pay for a whole batch.
-    """
+
+def _one_by_one(function: Callable[..., Any], count: jax.Array, *batch: Any) -> Any:
+    """On a CPU, where a batch takes as long as its members, a lone tensor pays for itself only."""
     first = jax.tree.map(lambda a: a[0], batch)
     size = len(jax.tree.leaves(batch)[0])
     empty = jax.tree.map(
@@ -222,6 +227,11 @@ def _each(function: Callable[..., Any], count: jax.Array, *batch: Any) -> Any:
         return jax.tree.map(lambda all_, new: all_.at[i].set(new), found, one)
 
     return jax.lax.fori_loop(0, count, body, empty)
+
+
+def _together(function: Callable[..., Any], _: jax.Array, *batch: Any) -> Any:
+    """On an accelerator, where each small step of a loop is a kernel of its own."""
+    return jax.vmap(function)(*batch)
 
 
 @jit_search
