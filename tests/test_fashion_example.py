@@ -61,6 +61,15 @@ def test_training(script, few, tmp_path):
     assert f"test: {right}.00 %" in printed
 
 
+@pytest.mark.parametrize("out", ["net.out", "missing/net.safetensors"])
+def test_training_refuses_a_file_that_it_could_not_write(script, few, tmp_path, out, capsys):
+    with pytest.raises(SystemExit):
+        script("train.py", tmp_path / out, "--data", few)
+    printed = capsys.readouterr()
+    assert f"{out}: name a .safetensors file in a folder that exists" in printed.err
+    assert "epoch" not in printed.out
+
+
 def test_measuring(script, few, tmp_path):
     weights, folder = tmp_path / "random.safetensors", tmp_path / "kept"
     state = nnx.state(models.create("fashion_resnet"), (nnx.Param, nnx.BatchStat))
