@@ -76,12 +76,14 @@ def stages(tree: dict[str, jax.Array], weights: int) -> None:
     norm = jax.tree.map(lambda *a: jnp.stack(a), *norms)
     for grid in ("optimal", "linear", "exponential"):
         method = fit.Method(grid, "correlation", "mean", BITS)
-        call = functools.partial(fit.fit_batch, batch, lo, hi, norm, method=method)
+        call = functools.partial(fit.fit_batch, batch, lo, hi, norm, method, len(lo))
         found = report(f"search of all layers, {grid}", call, weights, repeats=5)
         if grid == "optimal":
             boundaries = found.boundaries
-    report("search of all widths", lambda: ladder.ladders_by_width(batch), weights, repeats=3)
-    report("search of entropy-coded steps", lambda: ladder.ladders_by_step(batch), weights, 3)
+    widths = functools.partial(ladder.ladders_by_width, batch, len(lo))
+    report("search of all widths", widths, weights, repeats=3)
+    steps = functools.partial(ladder.ladders_by_step, batch, len(lo))
+    report("search of entropy-coded steps", steps, weights, repeats=3)
 
     def encoded() -> list[jax.Array]:
         each = zip(flat.values(), norms, boundaries, strict=True)

@@ -90,7 +90,8 @@ class Searched:
         """For every width what the configuration's grid has for each density."""
         for bits in widths:
             method = config.method(bits)
-            found = jax.device_get(fit_batch(self.density, self.lo, self.hi, self.norm, method))
+            searched = fit_batch(self.density, self.lo, self.hi, self.norm, method, self.count)
+            found = jax.device_get(searched)
             yield [
                 Candidate(jax.tree.map(itemgetter(i), found), bits, "packed")
                 for i in range(self.count)
@@ -104,9 +105,7 @@ class Searched:
             for i, row in enumerate(starts):
                 best = self._by_width[min(i, self.count - 1)][bits][0].values
                 row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
-            found = jax.device_get(
-                trellis_fit.fit_batch(self.density, starts, np.int32(self.count))
-            )
+            found = jax.device_get(trellis_fit.fit_batch(self.density, starts, self.count))
             values = found.levels[: self.count, :levels].astype(np.float64)
             yield [
                 Candidate(_on_host(row[:0], row, noise), bits, "trellis")
@@ -115,18 +114,16 @@ class Searched:
 
     @functools.cached_property
     def _by_width(self) -> list[list[tuple[Quantizer, np.ndarray]]]:
-        return list(_rungs(ladder.ladders_by_width(self.density), self.count))
+        return list(_rungs(ladder.ladders_by_width(self.density, self.count), self.count))
 
     def _coded(self) -> list[list[Candidate]]:
         return [
             [Candidate(q, _bits(len(mass)), "entropy", mass) for q, mass in rungs]
-            for rungs in _rungs(ladder.ladders_by_step(self.density), self.count)
+            for rungs in _rungs(ladder.ladders_by_step(self.density, self.count), self.count)
         ]
 
     def _coded_along_trellis(self) -> list[list[Candidate]]:
-        found = jax.tree.map(
-            np.asarray, trellis_fit.rungs_by_step(self.density, np.int32(self.count))
-        )
+        found = jax.tree.map(np.asarray, trellis_fit.rungs_by_step(self.density, self.count))
         return [
             [_within_reach(*rung) for rung in zip(*(a[i] for a in found), strict=True)]
             for i in range(self.count)

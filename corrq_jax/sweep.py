@@ -20,6 +20,7 @@ from corrq_jax.encoding import levels_in_weight_units
 from corrq_jax.errors import InputError
 from corrq_jax.evaluation import Metrics
 from corrq_jax.histograms import entropy_of_codes, level_table
+from corrq_jax.menu import BATCH
 from corrq_jax.methods import (
     METHODS,
     Cell,
@@ -245,10 +246,10 @@ def layer_density(params: Any, path: str, method: Method, bits: int) -> LayerDen
     leaf = leaves.read(path, dict(flatten(params)[0])[path])
     density, norm = leaves.measure(leaf)
     arguments = (density, np.float32(leaf.lo), np.float32(leaf.hi), norm)
-    one = jax.tree.map(lambda a: np.asarray(a)[None], arguments)
-    fitted = jax.tree.map(
-        lambda a: np.asarray(a)[0], fit_batch(*one, method.config(bits).method(bits))
-    )
+    # The shape that `quantize` has compiled.
+    batch = jax.tree.map(lambda a: np.broadcast_to(a, (BATCH, *np.shape(a))), arguments)
+    found = fit_batch(*batch, method.config(bits).method(bits), 1)
+    fitted = jax.tree.map(lambda a: np.asarray(a)[0], found)
     counts = np.asarray(density.counts)
     present = counts > 0
 

@@ -140,8 +140,8 @@ LAYERS = {
     "illustrate": ("data details fidelity", "numpy"),
     "methods": ("config errors peers", ""),
     "sweep": (
-        "anatomy corrq_jax core encoding errors evaluation histograms leaf methods moments paths"
-        " peers report results storage tensor tree",
+        "anatomy corrq_jax core encoding errors evaluation histograms leaf menu methods moments"
+        " paths peers report results storage tensor tree",
         "jax numpy",
     ),
     "experiment": (

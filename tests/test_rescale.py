@@ -16,6 +16,7 @@ from corrq_jax import leaf as leaves
 from corrq_jax.core import density as core
 from corrq_jax.core.fit import Method, Quantizer, fit_batch
 from corrq_jax.granularity import rows_of
+from corrq_jax.menu import BATCH
 from corrq_jax.rescale import refine, scaled
 from corrq_jax.tensor import Rows
 
@@ -56,10 +57,9 @@ def quantized(w, granularity, bits=4, axes=(-1,), path="kernel"):
     rows = rows_of(path, w.shape, granularity, axes)
     leaf = leaf if rows is None else scaled(leaf, rows)
     density, norm = leaves.measure(leaf)
-    extremes = np.float32([leaf.lo]), np.float32([leaf.hi])
-    one = jax.tree.map(lambda a: jnp.asarray(a)[None], (density, norm))
-    method = Method("optimal", "correlation", "mean", bits)
-    found = fit_batch(one[0], *extremes, one[1], method)
+    arguments = (density, np.float32(leaf.lo), np.float32(leaf.hi), norm)
+    batch = jax.tree.map(lambda a: np.stack([a] * BATCH), arguments)
+    found = fit_batch(*batch, Method("optimal", "correlation", "mean", bits), 1)
     quantizer = Quantizer(found.boundaries[0], np.asarray(found.values[0]), found.noise[0])
     return leaf, encoding.encode(leaf, norm, quantizer, bits), float(found.noise[0])
 

@@ -1,14 +1,14 @@
 """From a density to a quantizer: boundaries, values and the correlation they reach."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from corrq_jax.core import correlation as corr
 from corrq_jax.core import grids
-from corrq_jax.core.compiling import jit_search
+from corrq_jax.core.compiling import each, jit_search
 from corrq_jax.core.density import Density, Normalization, is_binned, snap
 from corrq_jax.core.optimal import optimal_values
 from corrq_jax.core.search import Effort, argmin, maximize
@@ -160,6 +160,9 @@ def fit(
 
 
 @partial(jit_search, static_argnames="method")
-def fit_batch(density: Density, lo, hi, norm: Normalization, method: Method) -> Quantizer:
-    """`fit` over the leading axis of every argument: all layers of a batch in one call."""
-    return jax.vmap(partial(fit, method=method))(density, lo, hi, norm)
+def fit_batch(
+    density: Density, lo: Any, hi: Any, norm: Normalization, method: Method, count: Any
+) -> Quantizer:
+    """`fit` over the leading axis of a batch of layers, the first ``count`` of it."""
+    with jax.enable_x64(True):
+        return each(partial(fit, method=method), count, density, lo, hi, norm)

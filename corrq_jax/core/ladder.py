@@ -5,14 +5,14 @@
 codes take about as many bits as the entropy of the levels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax.core import correlation as corr
-from corrq_jax.core.compiling import jit_search
+from corrq_jax.core.compiling import each, jit_search
 from corrq_jax.core.density import BINS, Density, bins_below, is_binned, snap
 from corrq_jax.core.optimal import lloyd, program_table, reduce, trace_back
 
@@ -147,14 +147,14 @@ def _constrained(m: corr.Moments, c: corr.Cells, trade: jax.Array) -> jax.Array:
 
 
 @jit_search
-def ladders_by_width(density: Density) -> Ladder:
-    """`by_width` over the leading axis of a batch of densities."""
+def ladders_by_width(density: Density, count: Any) -> Ladder:
+    """`by_width` over the leading axis of a batch of densities, the first ``count`` of it."""
     with jax.enable_x64(True):
-        return jax.vmap(by_width)(density)
+        return each(by_width, count, density)
 
 
 @jit_search
-def ladders_by_step(density: Density) -> Ladder:
-    """`by_step` over the leading axis of a batch of densities."""
+def ladders_by_step(density: Density, count: Any) -> Ladder:
+    """`by_step` over the leading axis of a batch of densities, the first ``count`` of it."""
     with jax.enable_x64(True):
-        return jax.vmap(by_step)(density)
+        return each(by_step, count, density)

@@ -6,8 +6,6 @@ few weights have costs more: the iteration of Chou, Lookabaugh and Gray (IEEE Tr
 quantization", IEEE Trans. Inf. Theory 38(2), 1992.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax.core import correlation as corr
-from corrq_jax.core.compiling import jit_search
+from corrq_jax.core.compiling import each, jit_search
 from corrq_jax.core.density import BINS, Density
 from corrq_jax.core.trellis import LEVELS, MEMORY, encode, level_indices, symbols
 
@@ -206,43 +204,15 @@ def _placed(m: corr.Moments, median: jax.Array, step: jax.Array, farthest: jax.A
     return median + jnp.concatenate([-side(-1)[::-1], side(1)])
 
 
-def _each(function: Callable[..., Any], count: jax.Array, *batch: Any) -> Any:
-    """What a function gives for the first ``count`` of a batch; what others get does not matter."""
-    return jax.lax.platform_dependent(
-        count, *batch, cpu=partial(_one_by_one, function), default=partial(_together, function)
-    )
-
-
-def _one_by_one(function: Callable[..., Any], count: jax.Array, *batch: Any) -> Any:
-    """On a CPU, where a batch takes as long as its members, a lone tensor pays for itself only."""
-    first = jax.tree.map(lambda a: a[0], batch)
-    size = len(jax.tree.leaves(batch)[0])
-    empty = jax.tree.map(
-        lambda found: jnp.zeros((size, *found.shape), found.dtype),
-        jax.eval_shape(function, *first),
-    )
-
-    def body(i: jax.Array, found: Any) -> Any:
-        one = function(*jax.tree.map(lambda a: a[i], batch))
-        return jax.tree.map(lambda all_, new: all_.at[i].set(new), found, one)
-
-    return jax.lax.fori_loop(0, count, body, empty)
-
-
-def _together(function: Callable[..., Any], _: jax.Array, *batch: Any) -> Any:
-    """On an accelerator, where each small step of a loop is a kernel of its own."""
-    return jax.vmap(function)(*batch)
-
-
 @jit_search
 def fit_batch(density: Density, start: jax.Array, count: Any) -> Fitted:
     """`fit` over the leading axis of a batch of densities and starts, the first ``count`` of it."""
     with jax.enable_x64(True):
-        return _each(fit, count, density, start)
+        return each(fit, count, density, start)
 
 
 @jit_search
 def rungs_by_step(density: Density, count: Any) -> Rungs:
     """`fit_by_step` over the leading axis of a batch of densities, the first ``count`` of it."""
     with jax.enable_x64(True):
-        return _each(fit_by_step, count, density)
+        return each(fit_by_step, count, density)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corrq_jax.core import compiling
-from corrq_jax.core.compiling import jit_search
+from corrq_jax.core.compiling import each, jit_search
 
 
 @pytest.fixture
@@ -45,3 +45,21 @@ def test_compiles_once_for_each_static_argument():
 def test_asks_no_backend_before_the_first_call(fresh_options):
     jit_search(lambda x: x)
     assert compiling._options.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_each_of_the_first_of_a_batch(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    traced = []
+
+    def function(a, b):
+        traced.append(1)
+        return {"sum": a.sum() + b, "more": a[:2] * 2}
+
+    found = jax.jit(lambda count, *batch: each(function, count, *batch))
+    a, b = np.arange(12.0, dtype=np.float32).reshape(4, 3), np.arange(4, dtype=np.float32)
+    for count in (1, 3, 4):
+        some = found(count, a, b)
+        np.testing.assert_array_equal(some["sum"][:count], (a.sum(1) + b)[:count])
+        np.testing.assert_array_equal(some["more"][:count], (a[:, :2] * 2)[:count])
+        assert len(traced) == (2 if backend == "cpu" else 1), "no count compiles anew"

@@ -89,7 +89,7 @@ def in_weight_units(quantizer, norm):
 @cache
 def fitted_batch(method, small):
     density, lo, hi, norm = batch_of(small)
-    found = fit_batch(density, lo, hi, norm, method)
+    found = fit_batch(density, lo, hi, norm, method, BATCH)
     names = SMALL if small else SAMPLES
     parts = [jax.tree.map(lambda x, i=i: x[i], (found, norm)) for i in range(BATCH)]
     return {name: in_weight_units(*part) for name, part in zip(names, parts, strict=True)}

@@ -61,7 +61,7 @@ def by_name(batches, search):
     """The ladder of every tensor."""
     found = {}
     for names, density, norm in batches:
-        ladders = jax.tree.map(np.asarray, search(density))
+        ladders = jax.tree.map(np.asarray, search(density, BATCH))
         for i, name in enumerate(names):
             found[name] = in_weight_units(*jax.tree.map(lambda a, i=i: a[i], (ladders, norm)))
     return found
@@ -114,7 +114,7 @@ def test_widths_are_what_the_single_search_finds(measured, widths):
     method = Method("optimal", "correlation", "mean", 3)
     for names, density, norm in measured:
         zero = np.zeros(BATCH, np.float32)  # the extremes, which this grid does not read
-        noise = np.asarray(fit_batch(density, zero, zero, norm, method).noise)
+        noise = np.asarray(fit_batch(density, zero, zero, norm, method, BATCH).noise)
         for name, expected in zip(names, noise, strict=True):
             assert widths[name].noise[2] == pytest.approx(expected, rel=0.002, abs=1e-12), name
 
@@ -288,11 +288,21 @@ def test_neighbours_in_a_batch_do_not_matter(search, measured, both):
     names, density, norm = measured[1]
     order = np.roll(np.arange(BATCH), 3)
     rolled = jax.tree.map(lambda a: a[order], (density, norm))
-    found = function(rolled[0]), rolled[1]
+    found = function(rolled[0], BATCH), rolled[1]
     for i, k in enumerate(order):
         again = in_weight_units(*jax.tree.map(lambda a, i=i: a[i], found))
         expected = both["widths" if search == "ladders_by_width" else "steps"][names[k]]
         jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+@pytest.mark.parametrize("search", ["ladders_by_width", "ladders_by_step"])
+def test_only_so_many_are_searched(search, measured):
+    """On a CPU the rest stays empty; elsewhere it is searched, too."""
+    _, density, _ = measured[1]
+    some, every = (getattr(ladder, search)(density, count) for count in (3, BATCH))
+    for a, b in zip(some, every, strict=True):
+        np.testing.assert_array_equal(a[:3], b[:3])
+        assert jax.default_backend() != "cpu" or not np.asarray(a[3:]).any()
 
 
 def test_one_is_as_in_a_batch(measured, steps):
