@@ -33,7 +33,7 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
         with reading(path, "an .npz file"):
             # zipfile also finds an archive behind other bytes; numpy takes those for a pickle.
             file = stack.enter_context(pathlib.Path(path).open("rb"))
-            if file.read(2) != b"PK":
+            if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
                 raise ValueError("it does not begin as a zip archive does")
             archive = stack.enter_context(zipfile.ZipFile(file))
             arrays = {

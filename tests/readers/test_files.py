@@ -311,11 +311,12 @@ def test_numpy_reads_what_is_written(tmp_path):
         assert_equal(dict(loaded), ARRAYS)
 
 
-def test_an_npz_archive_behind_other_bytes_is_refused(tmp_path):
+@pytest.mark.parametrize("before", [b"##", b"PK"])
+def test_an_npz_archive_behind_other_bytes_is_refused(tmp_path, before):
     """numpy.load takes such a file for a pickle, while zipfile finds the archive in it."""
     path = tmp_path / "a.npz"
     write_weights(path, ARRAYS)
-    path.write_bytes(b"##" + path.read_bytes())
+    path.write_bytes(before + path.read_bytes())
     with pytest.raises(corrq_jax.FileFormatError, match="does not begin as a zip archive does"):
         read_weights(path)
 
