@@ -5,6 +5,7 @@
 codes take about as many bits as the entropy of the levels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -75,15 +76,14 @@ def by_width(density: Density) -> Ladder:
     m = corr.moments(density)
     edges, sums = reduce(density, m, POINTS)
     table, cost = program_table(sums, LEVELS)
-    starts = [edges[trace_back(table[: 2**bits - 1], cost)] for bits in range(1, 9)]
-    padded = [jnp.pad(s, (0, LEVELS - 1 - s.size), constant_values=BINS) for s in starts]
+    starts = jax.vmap(partial(trace_back, table, cost))(2 ** jnp.arange(1, 9))
 
     def one(start: jax.Array) -> Ladder:
         values = jnp.sort(lloyd(m, start))
         middle = (values[1:] + values[:-1]) / 2
         return _finish(density, m, jnp.where(start < BINS, middle, jnp.inf))
 
-    return jax.vmap(one)(jnp.stack(padded))
+    return jax.vmap(one)(edges[starts])
 
 
 def by_step(density: Density) -> Ladder:

@@ -7,6 +7,8 @@ levels will be; dynamic programming on them is exact; Lloyd's iteration then mov
 the full density, within the basin that the programming chose.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -80,19 +82,20 @@ def program_table(sums: jax.Array, levels: int) -> tuple[jax.Array, jax.Array]:
     return table, cost
 
 
-def trace_back(table: jax.Array, cost: jax.Array) -> jax.Array:
-    """The best cells, one more than a `program_table` has rows.
+def trace_back(table: jax.Array, cost: jax.Array, levels: Any) -> jax.Array:
+    """The best cells, at most one more than a `program_table` has rows.
 
     Returns:
-        int32[levels - 1], ascending indices of the edges between them.
+        int32[rows], ascending indices of the ``levels - 1`` edges between them, then of the last.
     """
 
-    def step_back(end, best):
-        start = argmin(best + cost[:, end])
+    def step_back(end, row):
+        number, best = row
+        start = jnp.where(number < levels - 1, argmin(best + cost[:, end]), end)
         return start, start
 
-    _, edges = jax.lax.scan(step_back, jnp.int32(cost.shape[0] - 1), table, reverse=True)
-    return edges.astype(jnp.int32)
+    rows, last = jnp.arange(len(table)), jnp.int32(cost.shape[0] - 1)
+    return jax.lax.scan(step_back, last, (rows, table), reverse=True)[1]
 
 
 def lloyd(m: corr.Moments, edges: jax.Array) -> jax.Array:
@@ -133,4 +136,4 @@ def reduce(density: Density, m: corr.Moments, size: int) -> tuple[jax.Array, jax
 def optimal_values(density: Density, m: corr.Moments, levels: int) -> jax.Array:
     """float64[levels], ascending: the values of the best quantizer; boundaries halfway between."""
     edges, sums = reduce(density, m, reduced_size(levels))
-    return jnp.sort(lloyd(m, edges[trace_back(*program_table(sums, levels))]))
+    return jnp.sort(lloyd(m, edges[trace_back(*program_table(sums, levels), levels)]))
