@@ -1,5 +1,7 @@
 """Fixtures of the command line's tests, and TFDS data sets, written without TensorFlow."""
 
+import dataclasses
+import functools
 import io
 import logging
 import os
@@ -120,6 +122,21 @@ def tiny_network(monkeypatch):
         apply, params = functional(TinyNet(nnx.Rngs(0)))
         pictures = list(batches(images, np.full(6, -1, np.int32), 4))
         return fidelity.Subject(name, apply, params, pictures, views=2)
+
+    monkeypatch.setattr(fidelity, "subject", subject)
+
+
+@pytest.fixture
+def four_photos(monkeypatch):
+    """The real network with the first of its photos, read once, in batches as they are always."""
+    whole = fidelity.subject
+
+    @functools.cache
+    def subject(*args, **options):
+        found = whole(*args, **options)
+        images, labels, mask = found.pictures[0]
+        first = images, labels, mask & (np.arange(len(mask)) < 40)
+        return dataclasses.replace(found, pictures=[first])
 
     monkeypatch.setattr(fidelity, "subject", subject)
 

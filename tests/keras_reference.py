@@ -29,6 +29,14 @@ def keras():
     return keras
 
 
+def uninitialized(create):
+    """A model whose variables want values: Keras's own initializers compile one by one."""
+    with keras().StatelessScope(initialize_variables=False):
+        model = create()
+    keras().backend.clear_session()  # forgets which variables it wanted to initialize later
+    return model
+
+
 class Reference(NamedTuple):
     """A Keras network, pictures for it, and its logits of them."""
 
@@ -37,24 +45,30 @@ class Reference(NamedTuple):
     logits: np.ndarray
 
 
-def reference(name, shape, classes=1000, seed=0, factor=lambda kind, shape: 1):
+def network(name, shape, classes=1000, rng=None, factor=lambda kind, shape: 1):
     """A network of keras.applications with random weights and random BatchNorm statistics.
 
     Args:
         name: ours.
         shape: height and width of the pictures.
         classes: number of logits.
-        seed: of weights and pictures.
+        rng: what draws the weights.
         factor: by what to multiply a variable, by its kind and shape.
     """
-    rng = np.random.default_rng(seed)
+    rng = rng or np.random.default_rng(0)
     build = getattr(keras().applications, KERAS_NAMES[name])
-    model = build(
-        weights=None, input_shape=(*shape, 3), classes=classes, classifier_activation=None
-    )
+    options = {"weights": None, "classifier_activation": None}
+    model = uninitialized(lambda: build(input_shape=(*shape, 3), classes=classes, **options))
     for variable in model.weights:
         kind = variable.path.rpartition("/")[2]
         variable.assign(factor(kind, variable.shape) * random_variable(rng, kind, variable.shape))
+    return model
+
+
+def reference(name, shape, classes, factor):
+    """As `network`, with pictures and its logits of them."""
+    rng = np.random.default_rng(0)
+    model = network(name, shape, classes, rng, factor)
     images = pictures(rng, shape)
     state = (
         [v.value for v in model.trainable_variables],

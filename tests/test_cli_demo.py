@@ -23,7 +23,7 @@ def test_demo_as_json(run, tiny_network, tmp_path):
 
 
 def test_demo(run, tmp_path, monkeypatch):
-    methods = ["mixed bits", "mixed bits, entropy-coded trellis"]  # all take minutes
+    methods = ["mixed bits", "mixed bits, entropy-coded"]  # those along a trellis take minutes
     monkeypatch.setattr(sweep, "METHODS", methods_of(methods))
     code, out, err = run("demo", "--bits", "3.5", "-o", tmp_path / "report")
     assert code == 0, err

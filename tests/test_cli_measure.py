@@ -1,7 +1,5 @@
 """The commands that measure, run for real: sweep, evaluate, and the reports they write."""
 
-import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -9,7 +7,6 @@ import pytest
 from command_line import check_report
 
 import corrq_jax as corrq
-from corrq_jax import fidelity
 from corrq_jax.models.efficientnet_lite_weights import installed_weights
 from corrq_jax.peers import PEERS
 from corrq_jax.results import Run
@@ -94,19 +91,6 @@ def test_sweep_writes_a_report(run, npz, tmp_path):
     written = check_report(tmp_path / "report", ["optimal", "nf4"])
     assert written.views == 0
     assert all(r.top1 is None for r in written.results)
-
-
-@pytest.fixture
-def four_photos(monkeypatch):
-    """The real network with the first of its photos, read once."""
-    whole = fidelity.subject
-
-    @functools.cache
-    def subject(*args, **options):
-        found = whole(*args, **{**options, "batch_size": 40})
-        return dataclasses.replace(found, pictures=found.pictures[:1])
-
-    monkeypatch.setattr(fidelity, "subject", subject)
 
 
 @pytest.mark.usefixtures("four_photos")

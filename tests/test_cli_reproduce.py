@@ -29,7 +29,7 @@ PLAIN = ("--method", "exponential", "--method", "exponential + correlation")
 def weights(tmp_path_factory):
     """MobileNet-v2 with random weights, as Keras saves them."""
     path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.weights.h5"
-    keras_reference.reference("mobilenet_v2", (224, 224)).model.save_weights(path)
+    keras_reference.network("mobilenet_v2", (224, 224)).save_weights(path)
     return path
 
 
@@ -56,7 +56,7 @@ def test_a_folder_with_labels_and_keras_weights(run, weights, pictures, tmp_path
     folder, labels = pictures
     out = tmp_path / "out"
     words = ("reproduce", "--model", "mobilenet_v2", "--weights", weights, "--data", folder)
-    words += ("--labels", labels, "--bits", "5", *PLAIN, "-o", out)
+    words += ("--labels", labels, "--batch-size", "5", "--bits", "5", *PLAIN, "-o", out)
     code, shown, told = run(*words)
     assert code == 0, told
     assert "left out ILSVRC2012_val_00000009.JPEG" in told
@@ -97,6 +97,7 @@ def test_tfds_in_bfloat16(run, imagenette, weights, tmp_path):
     assert found.photos == 3
 
 
+@pytest.mark.usefixtures("four_photos")
 def test_the_installed_network_on_the_photos(run, tmp_path):
     out = tmp_path / "out"
     words = ("--model", "efficientnet_lite0", "--data", "photos", "--bits", "3")
@@ -104,9 +105,8 @@ def test_the_installed_network_on_the_photos(run, tmp_path):
     assert code == 0
     assert "published" not in shown
     found = read(out / "efficientnet_lite0")
-    assert (found.photos, found.views) == (24, 240)
+    assert (found.photos, found.views) == (4, 40)
     assert found.results[0].agreement > 0.9
-    assert found.float_top1 == pytest.approx(22 / 24)
     (cell,) = (out / "efficientnet_lite0" / "cells").iterdir()
     assert json.loads(cell.read_text())["environment"]["data"] == "photos, 10 views each"
 

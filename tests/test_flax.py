@@ -9,8 +9,8 @@ from flax import nnx
 from flax.core import FrozenDict
 
 import corrq_jax as corrq
-from corrq_jax import evaluation, models
-from corrq_jax.data import batches, load_photos, preprocessing
+from corrq_jax import evaluation, fidelity
+from corrq_jax.data import batches
 from corrq_jax.errors import InputError
 from corrq_jax.flax import QuantizedModel, dequantize, functional, quantize
 from corrq_jax.paths import flatten
@@ -324,12 +324,10 @@ class TestLinen:
 
 
 def test_efficientnet_keeps_its_logits():
-    info = models.info("efficientnet_lite0")
-    prepare = preprocessing(info.preprocessing, info.resolution)
-    images = np.stack([prepare(photo.image) for photo in load_photos()[:4]])
-    apply, params = functional(models.load(info.name))
-    qparams, _ = corrq.quantize(params, bits=8, grid="linear")
-    step = jax.jit(apply)
-    expected, found = step(params, images), step(qparams, images)
+    network = fidelity.subject("efficientnet_lite0")
+    pictures = network.pictures[:1]
+    qparams, _ = corrq.quantize(network.params, bits=8)
+    expected = evaluation.logits(network.apply, network.params, pictures)
+    found = evaluation.logits(network.apply, qparams, pictures)  # decoded inside jit
     assert corrq.correlation(expected, found) > 0.99
     np.testing.assert_array_equal(expected.argmax(1), found.argmax(1))

@@ -28,11 +28,9 @@ def images():
     return keras_reference.pictures(np.random.default_rng(0), (SIZE, SIZE))
 
 
-def made(keras, create):
-    """A model with random variables, Keras's own initializers left out: they compile one by one."""
-    with keras.StatelessScope(initialize_variables=False):
-        model = create()
-    keras.backend.clear_session()  # forgets which variables it wanted to initialize later
+def made(create):
+    """A model with random variables."""
+    model = keras_reference.uninitialized(create)
     rng = np.random.default_rng(0)
     for variable in model.variables:
         kind = variable.path.rpartition("/")[2]
@@ -58,7 +56,7 @@ def build(keras, width=16):
         x = layers.Dropout(0.5, name="dropout")(layers.GlobalAveragePooling2D()(x))
         return keras.Model(inputs, layers.Dense(10, name="dense")(x))
 
-    return made(keras, create)
+    return made(create)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def test_networks_of_keras_applications(keras, images, name, options):
     """benchmarks/keras_applications.py does this with all of them."""
     create = getattr(keras.applications, name)
     options |= {"weights": None, "input_shape": (SIZE, SIZE, 3), "classes": CLASSES}
-    network = made(keras, lambda: create(**options))
+    network = made(lambda: create(**options))
     before = values(network)
     bits = 8 if name == "MobileNet" else 4  # which is quicker
     qmodel, report = quantize(network, bits=bits, example=EXAMPLE)

@@ -132,7 +132,7 @@ def name(request):
 
 def reference_at(name, shape):
     """The weights are the same for every size of pictures."""
-    return keras_reference.reference(name, shape, CLASSES, factor=CASES[name].factor)
+    return keras_reference.reference(name, shape, CLASSES, CASES[name].factor)
 
 
 @pytest.fixture(scope="module")

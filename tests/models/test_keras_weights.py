@@ -16,7 +16,7 @@ NAME = "mobilenet_v2"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    model = keras_reference.reference(NAME, (75, 101), 7).model
+    model = keras_reference.network(NAME, (75, 101), 7)
     folder = tmp_path_factory.mktemp("weights")
     keras_reference.save_older(model, folder / "older.h5")
     model.save_weights(folder / "numbered.weights.h5")

@@ -21,9 +21,10 @@ NAME, TORCH_NAME = "vgg16", "vgg16_torchvision"
 TOLERANCE = 1e-4
 
 
+@jax.jit
 def logits(network, images):
     with jax.default_matmul_precision("highest"):
-        return nnx.jit(network)(images)
+        return network(images)
 
 
 def leaves(network):
