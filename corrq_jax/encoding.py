@@ -36,7 +36,8 @@ def encode(leaf: Leaf, norm: Normalization, quantizer: Quantizer, bits: int) -> 
         boundaries = np.asarray(quantizer.boundaries, np.float32)
         codes = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, bits)
     else:
-        codes = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
+        parts = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
+        codes = in_one_stream(leaf, ahead(parts), bits)
     return assembled(leaf, norm, codes, quantizer.values, bits)
 
 
@@ -57,20 +58,21 @@ def assembled(
 
 def _codes_in_pieces(
     leaf: Leaf, norm: Normalization, boundaries: jax.Array, bits: int
-) -> np.ndarray:
+) -> Iterator[jax.Array]:
     table, exact = _lookup_table(boundaries)
     by_table = leaf.piece > SORTED_SIZE and bool(exact)
+    for (chunk, _), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
+        if by_table:
+            yield _codes_by_table(chunk, to_x, table, bits)
+        else:
+            yield _codes_by_search(chunk, to_x, boundaries, bits)
+
+
+def in_one_stream(leaf: Leaf, parts: Iterator[jax.Array], bits: int) -> np.ndarray:
+    """The codes of a leaf, from the packed ones of each of its pieces."""
     codes = empty_to_hand_over(coding.packed_size(leaf.flat.size, bits), np.uint8)
     piece = coding.packed_size(leaf.piece, bits)
-
-    def launched() -> Iterator[jax.Array]:
-        for (chunk, _), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
-            if by_table:
-                yield _codes_by_table(chunk, to_x, table, bits)
-            else:
-                yield _codes_by_search(chunk, to_x, boundaries, bits)
-
-    for i, part in enumerate(ahead(launched())):
+    for i, part in enumerate(parts):
         codes[i * piece : (i + 1) * piece] = np.asarray(part)[: codes.size - i * piece]
     spare = -leaf.flat.size * bits % 8
     if spare:

@@ -16,6 +16,8 @@ class LazyArray:
         shape: its shape.
         dtype: its dtype, in this machine's byte order.
         load: reads the values: a new array of this shape and dtype, C-contiguous or not.
+        part: of an index and a number reads so many values from there on, flat, in row-major order;
+            None where only all can be read.
 
     >>> array = LazyArray((2, 3), np.dtype("f4"), lambda: np.ones((2, 3), "f4"))
     >>> array.size, float(np.asarray(array).sum())
@@ -25,6 +27,7 @@ class LazyArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[], np.ndarray]
+    part: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def ndim(self) -> int:

@@ -84,8 +84,8 @@ class Scales:
     @property
     def factors(self) -> np.ndarray:
         """float32[groups, channels] that weights are multiplied by; 0 for a dead row."""
-        scales = self.values.astype(np.float64) * self.unit
-        return np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0).astype(np.float32)
+        scales = self.values.astype(np.float32) * np.float32(self.unit)
+        return np.divide(1, scales, out=scales, where=scales > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Leaf:
         path: where it is in the tree, for messages.
         array: the leaf as it came.
         flat: its weights, one axis, a view where that is possible; on an accelerator, where that
-            would be a copy, the array as it came; once `released`, only their number and dtype.
+            would be a copy, the array as it came; so, too, where parts of it can be read from a
+            disk; once `released`, only their number and dtype.
         factor: power of two that every piece is multiplied by on the host; 1 for all but float64
             and subnormal tensors.
         lo: smallest weight, times ``factor``; with ``scales``, smallest scaled weight.
@@ -229,8 +230,7 @@ def read(path: str, array: Any, extremes: tuple[float, float] | None = None) -> 
     factor = 1.0
     if largest < TINY or flat.dtype == np.float64:
         # lo and hi may have been flushed to zero.
-        wide = np.asarray(flat).astype(np.float64, copy=False)
-        lo, hi = float(wide.min()), float(wide.max())
+        lo, hi = _ends(np.asarray(part).astype(np.float64, copy=False) for part in _parts(flat))
         largest = max(abs(lo), abs(hi))
         # 1023 is float64's largest exponent: only its subnormal tensors would want a larger factor.
         power = min(-int(np.frexp(largest)[1]), 1023)
@@ -252,7 +252,13 @@ def _is_lazy(leaf: Leaf) -> bool:
     return isinstance(leaf.array, LazyArray)
 
 
+def _has_parts(array: Any) -> bool:
+    return isinstance(array, LazyArray) and array.part is not None
+
+
 def _flat(array: Any) -> Any:
+    if _has_parts(array):
+        return array
     if on_device.holds(array):
         return array if _is_whole(array) else array.reshape(-1)
     if isinstance(array, jax.Array):
@@ -262,7 +268,7 @@ def _flat(array: Any) -> Any:
 
 
 def _is_whole(flat: Any) -> bool:
-    return not isinstance(flat, np.ndarray) and core.SORTED_SIZE < flat.size <= on_device.MOST
+    return isinstance(flat, jax.Array) and core.SORTED_SIZE < flat.size <= on_device.MOST
 
 
 def part_of(flat: Any, start: int, size: int) -> Any:
@@ -270,6 +276,8 @@ def part_of(flat: Any, start: int, size: int) -> Any:
     if isinstance(flat, np.ndarray):
         return flat[start : start + size]
     size = min(size, flat.size - start)
+    if _has_parts(flat):
+        return flat.part(start, size)
     return jax.lax.dynamic_slice_in_dim(flat.reshape(-1), start, size)
 
 
@@ -281,14 +289,22 @@ def _pad(chunk: Any, size: int) -> Any:
 
 
 def _extremes(flat: Any) -> tuple[float, float]:
-    if isinstance(flat, np.ndarray) and flat.dtype in (np.float32, np.float64):
-        return float(flat.min()), float(flat.max())
     if _is_whole(flat):
         lo, hi = np.asarray(on_device.extents([flat]))[0]
         return float(lo), float(hi)
-    starts = range(0, flat.size, core.CHUNK)
-    parts = [_extent(_pad(part_of(flat, s, core.CHUNK), core.CHUNK)) for s in starts]
-    lo, hi = np.array(jax.device_get(parts), np.float32).T
+    if not isinstance(flat, jax.Array) and flat.dtype in (np.float32, np.float64):
+        return _ends(_parts(flat))
+    launched = (_extent(_pad(part, core.CHUNK)) for part in _parts(flat))
+    lo, hi = np.array([jax.device_get(pair) for pair in ahead(launched)]).T
+    return float(lo.min()), float(hi.max())
+
+
+def _parts(flat: Any) -> Iterator[Any]:
+    return (part_of(flat, start, core.CHUNK) for start in range(0, flat.size, core.CHUNK))
+
+
+def _ends(parts: Iterator[np.ndarray]) -> tuple[float, float]:
+    lo, hi = np.array([(part.min(), part.max()) for part in parts]).T
     return float(lo.min()), float(hi.max())
 
 

@@ -48,7 +48,7 @@ def scaled(leaf: Leaf, rows: Rows) -> Leaf:
     scales = _scales(rows, found)
     live = scales.values > 0
     # In float32 as in the pieces, so that they are the same numbers.
-    lo, hi = ((m.astype(np.float32) * scales.factors)[live] for m in (found.lo, found.hi))
+    lo, hi = ((m * scales.factors)[live] for m in (found.lo, found.hi))
     extremes = (float(lo.min()), float(hi.max())) if live.any() else (0.0, 0.0)
     return dataclasses.replace(leaf, lo=extremes[0], hi=extremes[1], scales=scales)
 
@@ -94,7 +94,7 @@ class _RowStatistics(NamedTuple):
 
 def _row_statistics(leaf: Leaf, rows: Rows) -> _RowStatistics:
     total, square = np.zeros(rows.shape), np.zeros(rows.shape)
-    lo, hi = np.full(rows.shape, np.inf), np.full(rows.shape, -np.inf)
+    lo, hi = (np.full(rows.shape, end, np.float32) for end in (np.inf, -np.inf))
     shift, around = None, np.zeros(2)
     for at, w in _blocks(leaf):
         shift = np.float32(w.mean()) if shift is None else shift  # or digits of the variance cancel

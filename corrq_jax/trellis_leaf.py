@@ -1,6 +1,7 @@
 """One leaf in trellis-coded levels, and what its levels are best at once the codes are known."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import Normalization
-from corrq_jax.encoding import assembled
+from corrq_jax.encoding import assembled, in_one_stream
 from corrq_jax.leaf import Leaf
 from corrq_jax.tensor import QuantizedTensor
 
@@ -64,12 +65,16 @@ def encode(
     levels[: len(values)] = values
     prices = np.zeros(trellis.LEVELS, np.float32)
     prices[: len(values)] = 0 if price is None else price
-    codes, parts = [], []
-    for (chunk, valid), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
-        with jax.enable_x64(True):
-            found, sums = _encoded(chunk, np.int32(valid), to_x, levels, prices)
-        codes.append(np.asarray(coding.pack(found[:valid], bits)))
-        parts.append(jax.device_get(sums))
+    parts = []
+
+    def codes_in_pieces() -> Iterator[jax.Array]:
+        for (chunk, valid), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
+            with jax.enable_x64(True):
+                found, sums = _encoded(chunk, np.int32(valid), to_x, levels, prices)
+            parts.append(jax.device_get(sums))
+            yield coding.pack(found, bits)
+
+    codes = in_one_stream(leaf, codes_in_pieces(), bits)
     sums = _Sums(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
     mass = sums.mass[: len(values)]
     means = sums.total[: len(values)] * _UNIT / np.maximum(mass, 1)
@@ -77,7 +82,7 @@ def encode(
     error = sums.error - (mass * (means - levels[: len(values)]) ** 2)[mass > 0].sum()
     variance = sums.square - (mass * means).sum() ** 2 / mass.sum()
     noise = float(np.clip(error / variance, 0, 1)) if variance > 0 else 1.0
-    tensor = assembled(leaf, norm, np.concatenate(codes), new, bits)
+    tensor = assembled(leaf, norm, codes, new, bits)
     how = "trellis" if price is None else "entropy-trellis"
     return dataclasses.replace(tensor, coding=how), noise
 

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 import corrq_jax as corrq
 from corrq_jax import menu, parts
+from corrq_jax.core.density import CHUNK
 from corrq_jax.lazy import LazyArray
-from corrq_jax.readers import read_weights
+from corrq_jax.readers import read_weights, safetensors_file
 from corrq_jax.streaming import nested
 
 LARGE = 20_000  # instead of a million weights, from which on densities are kept
@@ -88,11 +89,14 @@ def test_of_other_formats(tmp_path, suffix):
     assert target.read_bytes() == in_memory(path, tmp_path / "expected", bits=3)
 
 
-def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
-    """Each is read twice, and nothing holds what was read before."""
+def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    """Where only whole tensors can be read, nothing holds what was read before."""
     import gc
     import weakref
 
+    source = tmp_path / "net.npz"
+    arrays = network()
+    np.savez(source, **{**arrays, "wide": arrays["wide"].astype(np.float16)})
     held, read = [], []
     load = LazyArray.__array__
 
@@ -115,6 +119,21 @@ def test_one_tensor_is_in_memory_at_a_time(source, tmp_path, monkeypatch):
     finally:
         gc.unfreeze()
     assert read
+
+
+def test_of_safetensors_no_more_than_a_piece_is_read(source, tmp_path, monkeypatch):
+    read, sizes = safetensors_file.read_values, []
+
+    def watched(path, entry):
+        values = read(path, entry)
+        if path == source:
+            sizes.append(values.size)
+        return values
+
+    monkeypatch.setattr(safetensors_file, "read_values", watched)
+    config = corrq.Config(select="wide", granularity=64)
+    corrq.quantize_file(source, tmp_path / "q.safetensors", config)
+    assert max(sizes) == CHUNK < network()["wide"].size
 
 
 def test_progress_comes_to_its_end(source, tmp_path):

@@ -1,7 +1,8 @@
 """The `.safetensors` format: a length, a JSON header, the values.
 
 The format's own library maps a file into memory whole, where every page read stays resident, and
-writes only what is in memory whole. Here one tensor at a time is read or written.
+writes only what is in memory whole. Here one tensor at a time, or a part of it, is read, and one
+at a time is written.
 """
 
 import json
@@ -154,11 +155,17 @@ def _lazy(path: str | os.PathLike[str], name: str, entry: Entry) -> LazyArray:
             f"convert it to one of {', '.join(sorted(DTYPES))}"
         )
 
-    def load() -> np.ndarray:
+    dtype = DTYPES[entry.dtype]
+
+    def load(entry: Entry = entry) -> np.ndarray:
         with reading(path, "a .safetensors file"):
             return checked(path, name, read_values(path, entry))
 
-    return LazyArray(entry.shape, DTYPES[entry.dtype].newbyteorder("="), load)
+    def part(first: int, size: int) -> np.ndarray:
+        start = entry.start + first * dtype.itemsize
+        return load(Entry(entry.dtype, (size,), start, start + size * dtype.itemsize))
+
+    return LazyArray(entry.shape, dtype.newbyteorder("="), load, part)
 
 
 def write_safetensors(

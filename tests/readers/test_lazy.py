@@ -77,8 +77,20 @@ def test_a_file_that_becomes_shorter(tmp_path):
     with open_weights(path) as arrays:
         path.write_bytes(path.read_bytes()[:-1])
         np.asarray(arrays["w0"])
-        with pytest.raises(corrq_jax.FileFormatError, match=r"a\.safetensors.*become shorter"):
-            np.asarray(arrays["w3"])
+        arrays["w3"].part(0, 1000)
+        for read in (arrays["w3"].load, lambda: arrays["w3"].part(1_999_999, 1)):
+            with pytest.raises(corrq_jax.FileFormatError, match=r"a\.safetensors.*become shorter"):
+                read()
+
+
+def test_parts_of_an_array(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {d: rng.normal(size=(7, 5)).astype(d) for d in ("f2", "f4", "f8", "bfloat16")}
+    with open_weights(write(tmp_path / "a.safetensors", arrays)) as found:
+        for name, array in arrays.items():
+            part = found[name].part(11, 13)
+            assert part.dtype == array.dtype
+            np.testing.assert_array_equal(part, array.reshape(-1)[11:24])
 
 
 def test_the_library_reads_what_is_written(tmp_path):
