@@ -1,6 +1,5 @@
 """read_weights and write_weights: dispatch, round trips, damage, full disks."""
 
-import io
 import subprocess
 import sys
 import textwrap
@@ -9,31 +8,12 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+from weight_arrays import ARRAYS, BFLOAT16, assert_equal
 
 import corrq_jax
 from corrq_jax.readers import read_weights, write_weights
 
-ARRAYS = {
-    "conv/kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4) / 7,
-    "file": np.array([0.1, -0.0, 5e-324, 1.7e308]),
-    "half": np.array([[1.5, -2.0]], np.float16),
-    "int8": np.array([-128, 127], np.int8),
-    "step": np.array(7, np.int64),
-    "mask": np.array([True, False]),
-    "empty": np.zeros((0, 3), np.float32),
-    "transposed": np.arange(6, dtype=np.uint16).reshape(2, 3).T,
-    "strided": np.arange(10, dtype=np.int32)[::3],
-}
-BFLOAT16 = {"bf": np.array([[1.0, -0.5, 3e38]], ml_dtypes.bfloat16)}
 SUFFIXES = [".npz", ".safetensors"]
-
-
-def assert_equal(read, written):
-    assert set(read) == set(written)
-    for name, array in written.items():
-        assert read[name].dtype == array.dtype, name
-        assert read[name].shape == array.shape, name
-        assert read[name].tobytes() == np.asarray(array, order="C").tobytes(), name
 
 
 @pytest.fixture
@@ -68,11 +48,6 @@ def test_other_byte_order_is_read_natively(tmp_path, suffix):
     write_weights(path, {"a": np.array([1.5, 2.0], ">f4"), "b": np.array([1, 2], "<i2")})
     native = {"a": np.array([1.5, 2.0], np.float32), "b": np.array([1, 2], np.int16)}
     assert_equal(read_weights(path), native)
-
-
-def test_bfloat16_in_safetensors(tmp_path):
-    write_weights(tmp_path / "a.safetensors", BFLOAT16)
-    assert_equal(read_weights(tmp_path / "a.safetensors"), BFLOAT16)
 
 
 def test_jax_arrays_are_written(tmp_path):
@@ -285,117 +260,6 @@ def test_flipped_bytes_give_arrays_or_a_format_error(files, suffix):
         else:
             assert all(isinstance(array, np.ndarray) for array in arrays.values())
     assert refused > 30
-
-
-def test_damaged_values_in_npz_are_noticed(tmp_path):
-    path = tmp_path / "a.npz"
-    write_weights(path, {"a": np.zeros(100)})
-    whole = path.read_bytes()
-    damaged = bytearray(whole)
-    damaged[whole.index(b"\n", whole.index(b"NUMPY")) + 100] ^= 1
-    path.write_bytes(damaged)
-    with pytest.raises(corrq_jax.FileFormatError, match="CRC"):
-        read_weights(path)
-
-
-def test_numpys_own_files_are_read(tmp_path):
-    for name, save in (("a.npz", np.savez), ("b.npz", np.savez_compressed)):
-        arrays = {key: array for key, array in ARRAYS.items() if key != "file"}
-        save(tmp_path / name, **arrays)
-        assert_equal(read_weights(tmp_path / name), arrays)
-
-
-def test_numpy_reads_what_is_written(tmp_path):
-    write_weights(tmp_path / "a.npz", ARRAYS)
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as loaded:
-        assert_equal(dict(loaded), ARRAYS)
-
-
-@pytest.mark.parametrize("before", [b"##", b"PK"])
-def test_an_npz_archive_behind_other_bytes_is_refused(tmp_path, before):
-    """numpy.load takes such a file for a pickle, while zipfile finds the archive in it."""
-    path = tmp_path / "a.npz"
-    write_weights(path, ARRAYS)
-    path.write_bytes(before + path.read_bytes())
-    with pytest.raises(corrq_jax.FileFormatError, match="does not begin as a zip archive does"):
-        read_weights(path)
-
-
-def test_npz_refuses_what_is_no_number(tmp_path):
-    cases = {
-        "objects": ({"good": np.zeros(2), "a": np.array([{}], object)}, "'a' holds Python obj"),
-        "text": ({"a": np.array(["text"])}, "'a' has dtype <U4"),
-        "records": ({"a": np.zeros(2, [("x", "f4"), ("y", "f4")])}, "'a' has dtype"),
-        "bfloat16": ({"a": BFLOAT16["bf"].view("V2")}, "'a' is of an unnamed 2-byte type"),
-    }
-    for name, (arrays, message) in cases.items():
-        np.savez(tmp_path / f"{name}.npz", **arrays)
-        with pytest.raises(corrq_jax.FileFormatError, match=message):
-            read_weights(tmp_path / f"{name}.npz")
-
-
-def npy(header: str, data: bytes) -> bytes:
-    body = header.encode("latin1")
-    return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body + data
-
-
-@pytest.mark.parametrize(
-    ("member", "message"),
-    [
-        (("a.txt", b"text"), "member 'a.txt' is not a .npy array"),
-        (("a.npy", b"text"), "not an .npz file"),
-        (
-            ("a.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}\n",
-             bytes(8))),
-            "claims 8000000000000 bytes and holds 8",
-        ),
-        (("a.npy", npy("{'descr': '<f8', 'shape': (1,\n", bytes(8))), "EOF in multi-line"),
-        (
-            ("a.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}\n", bytes(16))),
-            "claims 8 bytes and holds 16",
-        ),
-    ],
-)  # fmt: skip
-def test_npz_members_that_lie(tmp_path, member, message):
-    path = tmp_path / "a.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(*member)
-    with pytest.raises(corrq_jax.FileFormatError, match=message):
-        read_weights(path)
-
-
-def test_npz_with_a_name_twice(tmp_path):
-    out = io.BytesIO()
-    np.save(out, np.zeros(2))
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("a.npy", out.getvalue())
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("a.npy", out.getvalue())
-    with pytest.raises(corrq_jax.FileFormatError, match=r"'a.npy' is there twice"):
-        read_weights(tmp_path / "a.npz")
-
-
-def test_safetensors_by_its_bytes(tmp_path):
-    """The format's specification: a length, a JSON header, the values."""
-    path = tmp_path / "a.safetensors"
-    header = b'{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\x80\x3f\x00\xc0")
-    assert_equal(read_weights(path), {"w": np.array([1.0, -2.0], ml_dtypes.bfloat16)})
-
-
-def test_safetensors_whose_length_begins_like_a_pickle(tmp_path):
-    path = tmp_path / "a.bin"
-    header = b'{"w":{"dtype":"I8","shape":[3],"data_offsets":[0,3]}}'.ljust(0x80)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\1\2\3")
-    assert_equal(read_weights(path), {"w": np.array([1, 2, 3], np.int8)})
-
-
-def test_safetensors_with_a_dtype_that_numpy_lacks(tmp_path):
-    path = tmp_path / "a.safetensors"
-    header = b'{"w":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(corrq_jax.FileFormatError, match=r"'w' has dtype F8_E4M3.*BF16"):
-        read_weights(path)
 
 
 def test_a_library_that_is_not_installed(files, monkeypatch):
