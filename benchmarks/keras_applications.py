@@ -1,14 +1,19 @@
 """Every network of keras.applications with random weights: quantized, called, compared.
 
     KERAS_BACKEND=jax python benchmarks/keras_applications.py [NAME ...] --bits 4 --size 96
+    KERAS_BACKEND=jax python benchmarks/keras_applications.py [NAME ...] --settle 64 --inputs 32
 
 Each runs in a process of its own. For each: kernels, those whose shift BatchNorm or a bias takes
 up, those that were not reached; the relative error of the outputs without and with matched
-moments; how far the outputs of the adapter are from those of Keras's own `predict` once the
-decoded weights are assigned to the model, over the largest output, and whether the best class is
-the same; traces of two quantized networks in one jitted function. What it says of the adapter holds
+moments, and the shift of their mean over the pictures, the size of what varies from picture to
+picture over that of the float network, and its correlation with that; how far the outputs of the
+adapter are from those of Keras's own `predict` once the decoded weights are assigned to the model,
+over the largest output, and whether the best class is the same; traces of two quantized networks
+in one jitted function. What it says of the adapter holds
 for trained weights too; the errors do not, random weights being harder to quantize than trained
-ones or easier.
+ones or easier. With --settle the statistics of BatchNorm are those of so many pictures of the kind
+that is fed, as training leaves them, and networks that rescale inside are fed numbers from about
+0 to 255; without it the statistics are drawn, and all are fed noise of variance 1.
 """
 
 import argparse
@@ -24,10 +29,10 @@ from corrq_jax.keras import assign, quantize
 
 COLUMNS = (
     *("network", "million weights", "kernels", "by norm", "by bias", "not reached"),
-    *("error", "matched", "off Keras's own", "same class", "traces", "unchanged"),
+    *("error", "matched", "shift, size, correlation", "matched"),
+    *("off Keras's own", "same class", "traces", "unchanged"),
     *("s to quantize", "s in all"),
 )
-INPUTS = 4
 
 
 def names():
@@ -62,15 +67,56 @@ def network(name, size):
     return model
 
 
-def row(name, bits, size):
+def pictures(seed, count, size, mean, deviation):
+    """Noise of this mean and deviation."""
+    noise = np.random.default_rng(seed).normal(size=(count, size, size, 3))
+    return (mean + deviation * noise).astype(np.float32)
+
+
+def settle(model, images):
+    """Makes the statistics of every BatchNorm those of these images, without dropout."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # a single pass: each layer normalizes by what it will then keep
+        elif isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    call = jax.jit(lambda *given: model.stateless_call(*given, training=True)[1])
+    values = ([v.value for v in model.trainable_variables],
+              [v.value for v in model.non_trainable_variables])  # fmt: skip
+    for variable, value in zip(model.non_trainable_variables, call(*values, images), strict=True):
+        variable.assign(value)
+
+
+def variation(outputs, expected):
+    """How far the mean is off; of what varies the size over the expected one's, and correlation."""
+    norm = np.linalg.norm
+    means = [y.mean(0, keepdims=True) for y in (outputs, expected)]
+    found, wanted = outputs - means[0], expected - means[1]
+    shift = norm(means[0] - means[1]) * len(expected) ** 0.5 / norm(expected)
+    size = norm(found) / norm(wanted)
+    return f"{shift:.3f}, {size:.2f}, {(found * wanted).sum() / norm(found) / norm(wanted):.2f}"
+
+
+def row(name, bits, size, inputs, settled):
     """One line of the table."""
     begun = time.perf_counter()
     model = network(name, size)
+    is_rescaling = any(isinstance(layer, keras.layers.Rescaling) for layer in model.layers)
+    mean, deviation = (127.5, 64.0) if settled and is_rescaling else (0.0, 1.0)
+    if settled:
+        settle(model, pictures(2, settled, size, mean, deviation))
     before = [np.array(v.value) for v in model.variables]
-    example = jax.ShapeDtypeStruct((INPUTS, size, size, 3), np.float32)
-    images = np.random.default_rng(1).normal(size=example.shape).astype(np.float32)
+    example = jax.ShapeDtypeStruct((inputs, size, size, 3), np.float32)
+    images = pictures(1, inputs, size, mean, deviation)
     start = time.perf_counter()
-    matched, report = quantize(model, bits=bits, example=example, match_moments=True)
+    matched, report = quantize(
+        model,
+        bits=bits,
+        example=example,
+        match_moments=True,
+        input_mean=mean,
+        input_variance=deviation**2,
+    )
     seconds = time.perf_counter() - start
     plain, _ = quantize(model, bits=bits)
     traces = 0
@@ -93,7 +139,9 @@ def row(name, bits, size):
     return (
         *(name, f"{report.size / 1e6:.1f}", len(report)),
         *(len(found.norms), len(found.biases), len(found.unreached)),
-        *(f"{errors[0]:.3f}", f"{errors[1]:.3f}", f"{off:.1e}", f"{agree:.0%}", traces),
+        *(f"{errors[0]:.3f}", f"{errors[1]:.3f}"),
+        *(variation(y, expected) for y in outputs),
+        *(f"{off:.1e}", f"{agree:.0%}", traces),
         *("yes" if same else "NO", f"{seconds:.0f}", f"{time.perf_counter() - begun:.0f}"),
     )
 
@@ -103,18 +151,24 @@ def main():
     parser.add_argument("names", nargs="*")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--inputs", type=int, default=4, help="pictures that are fed")
+    parser.add_argument("--settle", type=int, default=0, help="pictures, 0: as drawn")
     parser.add_argument("--here", action="store_true", help="one network, in this process")
     given = parser.parse_args()
     if given.here:
         jax.config.update("jax_default_matmul_precision", "highest")
         for name in given.names:
-            print("|", " | ".join(map(str, row(name, given.bits, given.size))), "|", flush=True)
+            found = row(name, given.bits, given.size, given.inputs, given.settle)
+            print("|", " | ".join(map(str, found)), "|", flush=True)
         return
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     failed = []
     for name in given.names or names():
-        options = ["--bits", str(given.bits), "--size", str(given.size), "--here"]
-        command = [sys.executable, "-W", "ignore", __file__, name, *options]
+        numbers = {
+            option: getattr(given, option) for option in ("bits", "size", "inputs", "settle")
+        }
+        options = [f"--{option}={number}" for option, number in numbers.items()]
+        command = [sys.executable, "-W", "ignore", __file__, name, "--here", *options]
         failed += [name] if subprocess.run(command, check=False).returncode else []
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
