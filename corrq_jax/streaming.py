@@ -36,11 +36,11 @@ def quantize_file(
     """Quantize a file, or folder, of weights in the memory that its largest tensor takes.
 
     The result is byte for byte what `corrq_jax.quantize` and `corrq_jax.save` (with the report)
-    make of the file's arrays; slashes in their names make a tree. Of weights in `.npz` or HDF5, no
-    more than one tensor is in memory, with its codes; each is read twice. `.safetensors` are read
-    in pieces, in each pass anew: in memory are the codes of one tensor. Finished tensors are kept
-    in a hidden folder beside the target, ``.TARGET.parts``, until the target is written: a run that
-    was killed, or that ran out of disk, goes on from there when it is started again.
+    make of the file's arrays; slashes in their names make a tree. Tensors are read in pieces, in
+    each pass anew: in memory are the codes of one. (One that lies columns first in an `.npz`, or is
+    compressed or has rows of more than a million values in HDF5, is read whole.) Finished tensors
+    are kept in a hidden folder beside the target, ``.TARGET.parts``, until the target is written: a
+    run that was killed, or that ran out of disk, goes on from there when it is started again.
 
     A folder with a network of Hugging Face, its weights in one or several safetensors files,
     becomes a folder with ``corrq.safetensors`` in place of them; all else is copied, but for copies

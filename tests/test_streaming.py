@@ -96,7 +96,8 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
 
     source = tmp_path / "net.npz"
     arrays = network()
-    np.savez(source, **{**arrays, "wide": arrays["wide"].astype(np.float16)})
+    columns_first = {name: np.asfortranarray(array) for name, array in arrays.items()}
+    np.savez(source, **{**columns_first, "wide": columns_first["wide"].astype(np.float16)})
     held, read = [], []
     load = LazyArray.__array__
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from corrq_jax.readers.arrays import BFLOAT16, check_dtype, in_memory_order, rea
 
 # More than gzip can ever save; only a damaged or a hostile file claims it.
 _MAX_COMPRESSION = 2000
+
+# Values: parts of longer rows would be read many times over.
+_LONGEST_ROW = 1 << 20
 
 
 def open_h5(
@@ -72,7 +76,17 @@ def _lazy(path: str | os.PathLike[str], name: str, dataset: Any) -> LazyArray:
         with reading(path, "a Keras HDF5 file"):
             return read_dataset(path, name, dataset)
 
-    return LazyArray(dataset.shape, dtype, load)
+    row = math.prod(dataset.shape[1:])
+
+    def part(first: int, size: int) -> np.ndarray:
+        rows = slice(first // row, -(-(first + size) // row))
+        with reading(path, "a Keras HDF5 file"):
+            values = read_dataset(path, name, dataset, rows).reshape(-1)
+        return values[first - rows.start * row :][:size]
+
+    # Chunks would be decompressed anew for each part that touches them.
+    has_rows = dataset.ndim > 0 and dataset.chunks is None and 0 < row <= _LONGEST_ROW
+    return LazyArray(dataset.shape, dtype, load, part if has_rows else None)
 
 
 def root_group(h5py: Any, file: Any) -> Any:
@@ -123,8 +137,14 @@ def dtype_of(path: str | os.PathLike[str], name: str, dataset: Any) -> np.dtype:
     return dataset.dtype.newbyteorder("=")
 
 
-def read_dataset(path: str | os.PathLike[str], name: str, dataset: Any) -> np.ndarray:
-    """An HDF5 dataset that is called `name` in messages, if it can hold weights."""
+def read_dataset(
+    path: str | os.PathLike[str], name: str, dataset: Any, rows: slice | tuple[()] = ()
+) -> np.ndarray:
+    """An HDF5 dataset that is called `name` in messages, or some of its rows.
+
+    Raises:
+        FileFormatError: it cannot hold weights.
+    """
     dtype = dtype_of(path, name, dataset)
-    array = np.asarray(dataset[()])
+    array = np.asarray(dataset[rows])
     return array.view(BFLOAT16) if dtype == BFLOAT16 else in_memory_order(array)

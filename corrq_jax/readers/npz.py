@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -98,7 +99,7 @@ def _lazy(
 ) -> LazyArray:
     name = _array_name(path, info)
     with archive.open(info) as member:
-        shape, _, dtype = _header(member)
+        shape, fortran_order, dtype = _header(member)
         held = info.file_size - member.tell()
     if dtype.hasobject:
         raise FileFormatError(
@@ -122,7 +123,46 @@ def _lazy(
         with reading(path, "an .npz file"):
             return _read_values(archive, info)
 
-    return LazyArray(shape, dtype.newbyteorder("="), load)
+    values = _InParts(archive, info)
+
+    def part(first: int, size: int) -> np.ndarray:
+        with reading(path, "an .npz file"):
+            return values.read(first, size)
+
+    is_in_order = len(shape) < 2 or not fortran_order
+    return LazyArray(shape, dtype.newbyteorder("="), load, part if is_in_order else None)
+
+
+class _InParts:
+    """The values of a member in parts, read on from where the last one ended.
+
+    A member is a stream: where a part does not follow the last one, all before it is read anew. Its
+    checksum is compared where it ends, which is once in each pass over all values.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+        self._open = functools.partial(archive.open, info)
+        self._member: IO[bytes] | None = None
+        self._dtype = np.dtype(np.uint8)
+        self._at = self._size = 0
+
+    def read(self, first: int, size: int) -> np.ndarray:
+        """So many values from an index on."""
+        if self._member is None or first < self._at:
+            self._member, self._at = self._open(), 0
+            shape, _, self._dtype = _header(self._member)
+            self._size = math.prod(shape)
+        while self._at < first:
+            self._next(min(first - self._at, _BLOCK))
+        return in_memory_order(self._next(size))
+
+    def _next(self, size: int) -> np.ndarray:
+        assert self._member is not None
+        data = self._member.read(size * self._dtype.itemsize)
+        self._at += size
+        if self._at == self._size:
+            self._member.read(1)  # at the end, so that the checksum is compared
+        return np.frombuffer(data, self._dtype, size)
 
 
 def _read_values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -83,14 +83,48 @@ def test_a_file_that_becomes_shorter(tmp_path):
                 read()
 
 
-def test_parts_of_an_array(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {d: rng.normal(size=(7, 5)).astype(d) for d in ("f2", "f4", "f8", "bfloat16")}
-    with open_weights(write(tmp_path / "a.safetensors", arrays)) as found:
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".zip", ".h5"])
+def test_parts_of_an_array(tmp_path, suffix):
+    rng, path = np.random.default_rng(0), tmp_path / f"a{suffix}"
+    dtypes = ("f2", "f4", "f8", "bfloat16" if suffix == ".safetensors" else ">f4")
+    arrays = {d: rng.normal(size=(7, 5)).astype(d) for d in dtypes}
+    if suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file.update(arrays)
+    else:
+        write(path, arrays)
+    with open_weights(path) as found:
         for name, array in arrays.items():
-            part = found[name].part(11, 13)
-            assert part.dtype == array.dtype
-            np.testing.assert_array_equal(part, array.reshape(-1)[11:24])
+            for first, size in ((11, 13), (24, 11), (30, 2), (0, 35), (0, 1)):  # in any order
+                part = found[name].part(first, size)
+                assert part.dtype == array.dtype.newbyteorder("=")
+                np.testing.assert_array_equal(part, array.reshape(-1)[first : first + size])
+
+
+def test_parts_of_npz_are_checked_at_the_end(tmp_path):
+    path = write(tmp_path / "a.npz", LARGE)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 8] ^= 1  # in the first of four arrays
+    path.write_bytes(data)
+    with open_weights(path) as arrays:
+        arrays["w0"].part(0, 1000)
+        with pytest.raises(corrq_jax.FileFormatError, match=r"a\.npz.*CRC"):
+            arrays["w0"].part(1000, 1_999_000)
+        arrays["w1"].part(0, 2_000_000)
+
+
+def test_what_is_read_as_a_whole(tmp_path):
+    np.savez(tmp_path / "a.npz", f=np.asfortranarray(np.eye(2)), c=np.eye(2))
+    with open_weights(tmp_path / "a.npz") as arrays:
+        assert arrays["f"].part is None  # columns first
+        assert arrays["c"].part is not None
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["scalar"] = np.float32(1)
+        file["long"] = np.zeros((2, (1 << 20) + 1), np.float32)
+        file["short"] = np.zeros((2, 1 << 20), np.float32)
+    compressed = write(tmp_path / "b.h5", {"w": np.eye(2)})
+    with open_weights(tmp_path / "a.h5") as arrays, open_weights(compressed) as more:
+        assert [n for n, a in {**arrays, **more}.items() if a.part is not None] == ["short"]
 
 
 def test_the_library_reads_what_is_written(tmp_path):
