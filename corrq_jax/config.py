@@ -106,7 +106,7 @@ class Config:
     fit: str | None = None
     levels: str | None = None
     zero: bool = False
-    select: Select | tuple[str, ...] | None = None
+    select: Select | str | tuple[str, ...] | None = None
     coding: str = "packed"
     granularity: str | int = "tensor"
     axes: Any = ()

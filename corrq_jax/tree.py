@@ -119,7 +119,7 @@ def quantize(
         fit=fit,
         levels=levels,
         zero=zero,
-        select=(select,) if isinstance(select, str) else select,
+        select=select,
         coding=coding,
         granularity=granularity,
         axes=axes or (),
