@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
+from typing import Any
 
 import jax
 import numpy as np
@@ -160,9 +161,9 @@ def _within_reach(
     return Candidate(quantizer, _bits(reach), "entropy-trellis", counts, price[kept])
 
 
-def _on_host(boundaries: np.ndarray, values: np.ndarray, noise: np.ndarray) -> Quantizer:
+def _on_host(boundaries: Any, values: Any, noise: Any) -> Quantizer:
     """A quantizer of numpy arrays, which stand for those of jax."""
-    return Quantizer(boundaries, values, noise)  # type: ignore[arg-type]
+    return Quantizer(boundaries, values, noise)
 
 
 def _bits(codes: int) -> int:

@@ -123,7 +123,7 @@ def _lazy(
         with reading(path, "an .npz file"):
             return _read_values(archive, info)
 
-    values = _InParts(archive, info)
+    values = _InParts(archive, info, math.prod(shape), dtype)
 
     def part(first: int, size: int) -> np.ndarray:
         with reading(path, "an .npz file"):
@@ -140,18 +140,19 @@ class _InParts:
     checksum is compared where it ends, which is once in each pass over all values.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    def __init__(
+        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, dtype: np.dtype
+    ) -> None:
         self._open = functools.partial(archive.open, info)
+        self._size, self._dtype = size, dtype
         self._member: IO[bytes] | None = None
-        self._dtype = np.dtype(np.uint8)
-        self._at = self._size = 0
+        self._at = 0
 
     def read(self, first: int, size: int) -> np.ndarray:
         """So many values from an index on."""
         if self._member is None or first < self._at:
             self._member, self._at = self._open(), 0
-            shape, _, self._dtype = _header(self._member)
-            self._size = math.prod(shape)
+            _header(self._member)
         while self._at < first:
             self._next(min(first - self._at, _BLOCK))
         return in_memory_order(self._next(size))
