@@ -57,7 +57,7 @@ def curves(weights):
     norm = jax.device_get(norm)
     density, norms = jax.tree.map(lambda a: np.asarray(a)[None], (density, norm))
     ends = (np.float32([end]) for end in (leaf.lo, leaf.hi))
-    searched = Searched(jax.device_put(density), norms, *ends, 1)
+    searched = Searched(jax.device_put(density), norms, *ends, [weights.size], 1)
     found = {}
     for coding in ("trellis", "entropy-trellis"):
         config = Config(bits=4, coding=coding)

@@ -289,10 +289,12 @@ def _fit(
         and levels.ndim >= 1
         and codes.shape[:-1] == levels.shape[:-1]
         and codes.shape[-1] == coding.packed_size(size, bits)
-        and 1 <= levels.shape[-1] <= 2 ** (bits + along_trellis(how))
+        and levels.shape[-1] >= 1
     )
     if along_trellis(how):
-        fits = fits and bits <= trellis.MOST_BITS and levels.shape[-1] % 4 == 0
+        fits = fits and trellis.may_have(levels.shape[-1], bits, is_entropy_coded(how))
+    else:
+        fits = fits and levels.shape[-1] <= 2**bits
     if rows is None or scales is None:
         return fits
     return (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from corrq_jax.config import Config
-from corrq_jax.core import ladder, trellis, trellis_fit
+from corrq_jax.core import ladder, trellis, trellis_fit, ungerboeck
 from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 
@@ -45,6 +46,7 @@ class Searched:
         norm: its normalization, on the host.
         lo: its smallest weight.
         hi: its largest weight.
+        sizes: how many weights each tensor has, without the padding.
         count: how many there are without the padding.
     """
 
@@ -52,6 +54,7 @@ class Searched:
     norm: Normalization
     lo: np.ndarray
     hi: np.ndarray
+    sizes: Sequence[int]
     count: int
 
     def candidates(
@@ -99,19 +102,44 @@ class Searched:
             ]
 
     def _along_trellis(self, widths: Sequence[int]) -> Iterator[list[Candidate]]:
-        """For every width a candidate of ``2**(bits + 1)`` values for each density."""
+        """For every width a candidate of as many values as each tensor's size can bear."""
         for bits in widths:
-            levels = 2 << bits
-            starts = np.full((len(self.lo), trellis.LEVELS), np.inf, np.float32)
-            for i, row in enumerate(starts):
-                best = self._by_width[min(i, self.count - 1)][bits][0].values
-                row[:levels] = np.pad(best, (0, levels - len(best)), mode="edge")
-            found = jax.device_get(trellis_fit.fit_batch(self.density, starts, self.count))
-            values = found.levels[: self.count, :levels].astype(np.float64)
+            spreads = [trellis.spread_for(bits, size) for size in self.sizes]
+            found: dict[int, list[Candidate]] = {i: [] for i in range(self.count)}
+            # Next to twice as many levels, four times as many are not always worth their bytes.
+            if few := [i for i, spread in enumerate(spreads) if spread <= 2]:
+                starts = self._best(few, [bits + 1] * len(few), trellis.LEVELS)
+                fitted = trellis_fit.fit_batch(self._of(few), starts, len(few))
+                for i, row in zip(few, _rows(fitted, len(few)), strict=True):
+                    found[i].append(_along(*row, bits, 1))
+            if many := [i for i, spread in enumerate(spreads) if spread >= 2]:
+                far = [bits + spreads[i] - 2 for i in many]
+                starts = self._best(many, far, trellis.LEVELS // 4)
+                own = np.resize(np.array([spreads[i] for i in many], np.int32), len(self.lo))
+                fitted = trellis_fit.fit_batch_by_share(
+                    self._of(many), starts, bits, own, len(many)
+                )
+                for i, row in zip(many, _rows(fitted, len(many)), strict=True):
+                    found[i].append(_along(*row, bits, spreads[i]))
             yield [
-                Candidate(_on_host(row[:0], row, noise), bits, "trellis")
-                for row, noise in zip(values, found.noise, strict=False)
+                min(some, key=functools.partial(_cost, size))
+                for size, some in zip(self.sizes, found.values(), strict=True)
             ]
+
+    def _of(self, some: list[int]) -> Density:
+        """The densities of some, padded to as many as there are."""
+        if len(some) == self.count:
+            return self.density
+        index = np.resize(some, len(self.lo))
+        return jax.tree.map(lambda a: a[index], self.density)
+
+    def _best(self, some: list[int], widths: Sequence[int], size: int) -> np.ndarray:
+        """float32[batch, size]: of some the best levels of a width each, then infinite ones."""
+        levels = np.full((len(self.lo), size), np.inf, np.float32)
+        for row, i, bits in zip(levels, some, widths, strict=False):
+            best = self._by_width[i][bits - 1][0].values
+            row[: 1 << bits] = np.pad(best, (0, (1 << bits) - len(best)), mode="edge")
+        return levels
 
     @functools.cached_property
     def _by_width(self) -> list[list[tuple[Quantizer, np.ndarray]]]:
@@ -129,6 +157,23 @@ class Searched:
             [_within_reach(*rung) for rung in zip(*(a[i] for a in found), strict=True)]
             for i in range(self.count)
         ]
+
+
+def _rows(fitted: trellis_fit.Fitted, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Levels and noise of the first ``count`` of a batch, on the host."""
+    levels, noise = jax.device_get(fitted)
+    return zip(levels[:count], noise[:count], strict=True)
+
+
+def _along(levels: np.ndarray, noise: np.ndarray, bits: int, spread: int) -> Candidate:
+    values = levels[: 1 << (bits + spread)].astype(np.float64)
+    return Candidate(_on_host(values[:0], values, noise), bits, "trellis")
+
+
+def _cost(size: int, candidate: Candidate) -> float:
+    """Bits that a weight would need for this noise, and those that the levels take."""
+    noise = max(float(candidate.quantizer.noise), 1e-30)
+    return 0.5 * math.log2(noise) + 32 * len(candidate.quantizer.values) / size
 
 
 def _rungs(found: ladder.Ladder, count: int) -> Iterator[list[tuple[Quantizer, np.ndarray]]]:
@@ -154,7 +199,7 @@ def _within_reach(
     reach = int(max(middle - used[0], used[-1] + 1 - middle))
     reach += reach % 2
     kept = slice(middle - reach, middle + reach)
-    symbols = trellis.symbols(np.arange(2 * reach), 2 * reach)
+    symbols = ungerboeck.symbols(np.arange(2 * reach), 2 * reach)
     counts = np.bincount(symbols, mass[kept]).round().astype(np.int64)
     values = levels[kept].astype(np.float64)
     quantizer = _on_host(values[:0], values, noise)

@@ -7,7 +7,10 @@ How a tensor is decoded, in full:
 2. The weight is ``levels[code]``. Weights are in row-major order of ``shape``. If ``trellis`` is
    true, the index of the level follows from the code and those before it, in segments of 1,024
    weights: with u the lowest bits of the segment's codes, 0 before it, and code i,
-   ``4 * (code >> 1) + 2 * (u[i] ^ u[i-2] ^ u[i-5]) + u[i-3]``.
+   ``4 * (code >> 1) + 2 * (u[i] ^ u[i-2] ^ u[i-5]) + u[i-3]`` if there are at most
+   ``2**(bits + 1)`` levels. Of ``2**(bits + s)`` levels, s being 2, 3 or 4, it is
+   ``(code << s) + (157 * g % 256 >> (8 - s))``, g being the sum of ``u[i-j] << (8 - j)`` for j from
+   1 to 8.
 3. With ``scales`` the tensor is seen as [before, channels, after], row-major. The
    ``before * after`` weights of a channel, in order, are cut into groups of ``group``, of which the
    last may be shorter; those of group g of channel c are multiplied by ``scales[g, c]``, in the
@@ -42,14 +45,14 @@ class Encoded(TypedDict):
 
     Attributes:
         codes: uint8[..., ceil(size * bits / 8)].
-        levels: float32[..., at most 2**bits], ascending; float64 for a float64 tensor.
+        levels: float32[..., at most 2**bits], ascending; float64 for a float64 tensor; with a
+            trellis at most 256.
         scales: float16[..., groups, channels], or None.
         rows: which weights share a scale; None without scales.
         shape: of the tensor.
         dtype: its name, such as "float32" or "bfloat16".
         bits: of a code, 1 to 8.
-        trellis: whether codes are to be followed along a trellis; there are ``2**(bits + 1)``
-            levels then.
+        trellis: whether codes are to be followed along a trellis.
     """
 
     codes: np.ndarray

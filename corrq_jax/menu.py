@@ -16,7 +16,7 @@ from corrq_jax import leaf as leaves
 from corrq_jax.candidates import Candidate, Searched
 from corrq_jax.codings import along_trellis
 from corrq_jax.config import Config
-from corrq_jax.core import coding, trellis
+from corrq_jax.core import coding, ungerboeck
 from corrq_jax.core.density import Density, Normalization
 from corrq_jax.core.fit import Quantizer
 from corrq_jax.leaf import Leaf
@@ -107,7 +107,9 @@ def options(
     norms = jax.device_get([item.norm for item in batch])
     batch = [item._replace(norm=norm) for item, norm in zip(batch, norms, strict=True)]
     lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
-    searched = Searched(density, _stacked(batch[i].norm for i in repeat), lo, hi, len(batch))
+    sizes = [item.leaf.flat.size for item in batch]
+    norm = _stacked(batch[i].norm for i in repeat)
+    searched = Searched(density, norm, lo, hi, sizes, len(batch))
     found = [
         [_option(item, candidate) for candidate in candidates]
         for item, candidates in zip(batch, searched.candidates(config, widths, coded), strict=True)
@@ -157,7 +159,7 @@ def _option(item: Measured, candidate: Candidate) -> Option:
         dead = 0 if leaf.scales is None else leaf.scales.dead
         zero = int(np.abs(np.asarray(quantizer.values)).argmin())
         mass = mass.copy()
-        mass[trellis.symbols(zero, levels) if how == "entropy-trellis" else zero] += dead
+        mass[ungerboeck.symbols(zero, levels) if how == "entropy-trellis" else zero] += dead
         codes = entropy.coded_nbytes(mass)
     noise = min(float(quantizer.noise) * leaf.variance_ratio, 1.0)
     return Option(

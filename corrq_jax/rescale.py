@@ -11,6 +11,7 @@ import numpy as np
 
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import CHUNK
+from corrq_jax.core.interleave import last_order
 from corrq_jax.encoding import largest_level
 from corrq_jax.granularity import fold, lengths
 from corrq_jax.leaf import Leaf, Scales, ahead
@@ -132,11 +133,11 @@ def _variance_ratio(scales: Scales, found: _RowStatistics) -> float:
     return float(max(variance, 0) * power / scales.variance)
 
 
-@partial(jax.jit, static_argnames=("bits", "along_trellis"))
-def _levels_and_errors(chunk, factors, packed, values, bits, along_trellis):
+@partial(jax.jit, static_argnames=("bits", "spread"))
+def _levels_and_errors(chunk, factors, packed, values, last, bits, spread):
     """Level and error of each scaled weight, and error of the weight itself; 0 if it is dead."""
     index = coding.unpack(packed, chunk.size, bits)
-    v = coding.decode(trellis.level_indices(index) if along_trellis else index, values)
+    v = coding.decode(trellis.level_indices(index, spread, last) if spread else index, values)
     error = chunk.astype(jnp.float32) * factors - v
     return v, error, jnp.where(factors > 0, error / factors, 0)
 
@@ -189,13 +190,18 @@ def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
     # In units of the scaled weights, where nothing overflows.
     values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
     # As many as codes, so that counts of levels do not compile anew.
-    along = tensor.is_along_trellis
-    values = np.pad(values, (0, 2 ** (tensor.bits + along) - values.size), mode="edge")
+    spread = tensor.spread
+    values = np.pad(values, (0, 2 ** (tensor.bits + spread) - values.size), mode="edge")
     values = jnp.asarray(values.astype(np.float32))
     level, power, product = (np.zeros(scales.rows.shape) for _ in range(3))
     sums = np.zeros(2)
     parts = (
-        (valid, _levels_and_errors(chunk, factors, packed, values, tensor.bits, along))
+        (
+            valid,
+            _levels_and_errors(
+                chunk, factors, packed, values, last_order(valid), tensor.bits, spread
+            ),
+        )
         for chunk, valid, factors, packed in _with_codes(leaf, tensor, scales.factors)
     )
     for i, (valid, arrays) in enumerate(ahead(parts, 1)):  # each takes 20 MB

@@ -1,7 +1,7 @@
 """A tensor's codes as the entropy-coded stream of a file, and back.
 
 What is coded are the codes as they are, or along a trellis their symbols
-(`corrq_jax.core.trellis.symbols`).
+(`corrq_jax.core.ungerboeck.symbols`).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from corrq_jax import entropy
 from corrq_jax.codings import along_trellis
-from corrq_jax.core import trellis
+from corrq_jax.core import trellis, ungerboeck
 from corrq_jax.tensor import QuantizedTensor, packed_from
 
 _streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[Any, Any]]
@@ -64,7 +64,7 @@ def packed_codes(
     """
     pieces = entropy.decode_pieces(frequencies, stream, size)
     if along_trellis(coding):
-        pieces = (trellis.codes_of_symbols(piece, levels) for piece in pieces)
+        pieces = (ungerboeck.codes_of_symbols(piece, levels) for piece in pieces)
     return packed_from(pieces, entropy.PIECE, size, bits)
 
 
@@ -79,5 +79,5 @@ class _Symbols(Sequence[np.ndarray]):
         return len(self.pieces)
 
     def __getitem__(self, index: Any) -> Any:
-        found = trellis.indices_of_piece(self.pieces[index])
-        return trellis.symbols(found, self.levels)
+        found = trellis.indices_of_piece(self.pieces[index], spread=1)
+        return ungerboeck.symbols(found, self.levels)

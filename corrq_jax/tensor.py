@@ -35,9 +35,9 @@ class QuantizedTensor:
     Invariants: ``codes`` is a little-endian stream of ``size`` codes of ``bits`` bits
     (`corrq_jax.core.coding`), each code less than the number of levels; ``levels`` ascends. With
     ``blocks`` each block is such a stream of its own, over its own weights in row-major order. With
-    coding "trellis" there are ``2**(bits + 1)`` levels, of which codes select one together
-    (`corrq_jax.core.trellis`); with "entropy-trellis" at most as many, a multiple of 4, and codes
-    are less than half their number.
+    coding "trellis" there are ``2**(bits + spread)`` levels, 1 to 4 bits more than in a code, of
+    which codes select one together (`corrq_jax.core.trellis`); with "entropy-trellis" at most
+    ``2**(bits + 1)``, a multiple of 4, and codes are less than half their number.
 
     Attributes:
         codes: uint8[..., ceil(size * bits / 8)]; with ``blocks`` ``uint8[..., *blocks, bytes]``.
@@ -70,6 +70,13 @@ class QuantizedTensor:
     def is_along_trellis(self) -> bool:
         """Whether the level of a weight follows from the codes before it, too."""
         return along_trellis(self.coding)
+
+    @property
+    def spread(self) -> int:
+        """Bits that an index of a level has beyond those of a code; 0 without a trellis."""
+        if not self.is_along_trellis:
+            return 0
+        return trellis.spread_of(self.bits, int(self.levels.shape[-1]))
 
     @property
     def size(self) -> int:
@@ -147,7 +154,7 @@ class QuantizedTensor:
 
     def _indices_in_pieces(self) -> Iterator[np.ndarray]:
         for codes in self.unpacked_pieces():
-            yield trellis.indices_of_piece(codes) if self.is_along_trellis else codes
+            yield trellis.indices_of_piece(codes, self.spread) if self.spread else codes
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -175,7 +182,7 @@ class QuantizedTensor:
         def one(codes: jax.Array, scales: jax.Array | None, levels: jax.Array) -> jax.Array:
             index = coding.unpack(codes, math.prod(self.block_shape), self.bits)
             if self.is_along_trellis:
-                index = trellis.level_indices(index)
+                index = trellis.level_indices(index, self.spread)
             w = coding.decode(index, levels)
             if self.rows is not None and scales is not None:
                 w = self.rows.view(w) * self.rows.expand(scales).astype(w.dtype)

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrq_jax.core import coding, trellis
+from corrq_jax.core import coding, congruential, trellis, ungerboeck
 from corrq_jax.core.density import Normalization
+from corrq_jax.core.interleave import in_place, in_turn, last_order
 from corrq_jax.encoding import assembled, in_one_stream
 from corrq_jax.leaf import Leaf
 from corrq_jax.tensor import QuantizedTensor
@@ -27,13 +29,18 @@ class _Sums(NamedTuple):
     error: Any
 
 
-@jax.jit
-def _encoded(chunk: jax.Array, valid: Any, norm: Any, levels: jax.Array, price: jax.Array):
+@partial(jax.jit, static_argnames="spread")
+def _encoded(chunk, valid, norm, levels, price, last, bits, spread):
     """Codes of a piece, a byte each, and its `_Sums`."""
-    size = chunk.size
-    x = jnp.pad(norm.apply(chunk), (0, -size % trellis.SEGMENT), mode="edge")
-    codes = trellis.encode(x.reshape(-1, trellis.SEGMENT), levels, price).reshape(-1)
-    index = trellis.level_indices(codes)
+    x = norm.apply(chunk)
+    if spread == 1:
+        codes = ungerboeck.encode(_segments(x), levels, price).reshape(-1)[: x.size]
+    else:
+        rows = _segments(in_turn(x, last))
+        count = (valid + trellis.SEGMENT - 1) // trellis.SEGMENT
+        codes = congruential.encode(rows, levels, bits, spread, count).reshape(-1)[: x.size]
+        codes = in_place(codes, last)
+    index = trellis.level_indices(codes, spread, last)
     present = jnp.arange(x.size) < valid
     whole = jnp.where(present, jnp.round(x.astype(jnp.float64) / _UNIT), 0).astype(jnp.int64)
     zeros = jnp.zeros(trellis.LEVELS, jnp.int64)
@@ -42,7 +49,13 @@ def _encoded(chunk: jax.Array, valid: Any, norm: Any, levels: jax.Array, price: 
     sums = _Sums(
         zeros.at[index].add(present), zeros.at[index].add(whole), wide @ wide, error @ error
     )
-    return codes[:size], sums
+    return codes, sums
+
+
+def _segments(x: jax.Array) -> jax.Array:
+    """A row for each segment, the last filled up."""
+    x = jnp.pad(x, (0, -x.size % trellis.SEGMENT), mode="edge")
+    return x.reshape(-1, trellis.SEGMENT)
 
 
 def encode(
@@ -53,9 +66,10 @@ def encode(
     Args:
         leaf: the tensor.
         norm: its normalization.
-        values: the levels to code with, ascending, in normalized units; a multiple of 4, at most
-            ``2**(bits + 1)``.
-        price: what a weight of each costs beside its squared error; None for nothing.
+        values: the levels to code with, ascending, in normalized units; as many as
+            `corrq_jax.core.trellis.may_have` allows.
+        price: what a weight of each costs beside its squared error, if there are at most
+            ``2**(bits + 1)``; None for nothing.
         bits: of a code, at most `corrq_jax.core.trellis.MOST_BITS`.
 
     Returns:
@@ -65,12 +79,16 @@ def encode(
     levels[: len(values)] = values
     prices = np.zeros(trellis.LEVELS, np.float32)
     prices[: len(values)] = 0 if price is None else price
+    spread = trellis.spread_of(bits, len(values))
     parts = []
 
     def codes_in_pieces() -> Iterator[jax.Array]:
         for (chunk, valid), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
             with jax.enable_x64(True):
-                found, sums = _encoded(chunk, np.int32(valid), to_x, levels, prices)
+                found, sums = _encoded(
+                    *(chunk, np.int32(valid), to_x, levels, prices),
+                    *(last_order(valid), np.int32(bits), spread),
+                )
             parts.append(jax.device_get(sums))
             yield coding.pack(found, bits)
 

@@ -38,7 +38,9 @@ def _trees():
     ]  # fmt: skip
     alone = QuantizedTensor(np.zeros(3, np.uint8), np.ones(1, np.float32), (4, 6), "float32", 1,
                             None, None, "entropy")  # fmt: skip
-    # 8 codes for 16 levels along a trellis; 6 for 12, and 2 for 4, entropy-coded too.
+    # 8 codes for 16 and for 64 levels along a trellis; 6 for 12, and 2 for 4, entropy-coded too.
+    long = QuantizedTensor(packed, np.arange(64, dtype=np.float32), (60,), "float32", 3, None, None,
+                           "trellis")  # fmt: skip
     along = [
         QuantizedTensor(packed, np.arange(16, dtype=np.float32), (60,), "float32", 3, None, None,
                         "trellis"),
@@ -53,7 +55,7 @@ def _trees():
         {"a/b": [coded[0], None, (stack,)], "c": {}, "": {3: np.float32(1)}},
         {"x": coded, "alone": alone, "x:codes": np.zeros(2, np.float16)},
         tensor(2, (5,), "float64"),
-        {"t": along[0], "e": along[1:]},
+        {"t": along[0], "e": along[1:], "l": long},
     ]
 
 

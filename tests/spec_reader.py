@@ -88,7 +88,12 @@ def _quantized(about, parts):
         assert about["coding"] == "trellis"
         assert bits <= 7
         assert count % 4 == 0
-        count //= 2
+        if count <= 2 ** (bits + 1):
+            count //= 2
+        else:  # of long histories
+            assert "codes" in parts
+            assert count in [n for n in (4 << bits, 8 << bits, 16 << bits) if n <= 256]
+            count = 2**bits
     if "codes" in parts:
         packed = parts["codes"]
         assert packed.dtype == np.uint8

@@ -26,8 +26,13 @@ def decoded(tensor):
             j = i * bits + b
             code |= (int(tensor["codes"][j // 8]) >> (j % 8) & 1) << b
         if tensor["trellis"]:
-            u = [*u, code & 1] if i % 1024 else [0] * 5 + [code & 1]
-            code = 4 * (code >> 1) + 2 * (u[-1] ^ u[-3] ^ u[-6]) + u[-4]
+            u = [*u, code & 1] if i % 1024 else [0] * 8 + [code & 1]
+            spread = len(tensor["levels"]).bit_length() - 1 - bits
+            if spread == 1:
+                code = 4 * (code >> 1) + 2 * (u[-1] ^ u[-3] ^ u[-6]) + u[-4]
+            else:
+                g = sum(u[-1 - j] << (8 - j) for j in range(1, 9))
+                code = (code << spread) + (157 * g % 256 >> (8 - spread))
         weights[i] = tensor["levels"][code]
     if tensor["scales"] is not None:
         rows = tensor["rows"]
@@ -41,11 +46,13 @@ def decoded(tensor):
     return weights.reshape(tensor["shape"]).astype(dtype)
 
 
-def test_a_trellis_is_followed_by_the_rule():
+@pytest.mark.parametrize(("bits", "levels"), [(4, 32), (3, 16), (2, 16), (1, 8)])
+def test_a_trellis_is_followed_by_the_rule(bits, levels):
     w = np.random.default_rng(0).normal(size=(50, 43)).astype(np.float32)  # three segments
-    tree, _ = corrq.quantize({"kernel": w}, bits=3, coding="trellis")
+    tree, _ = corrq.quantize({"kernel": w}, bits=bits, coding="trellis")
     exported = to_numpy(tree)["kernel"]
     assert exported["trellis"]
+    assert len(exported["levels"]) == levels
     np.testing.assert_array_equal(decoded(exported), tree["kernel"].dequantize())
 
 

@@ -46,6 +46,10 @@ def test_the_golden_files_hold_all_that_a_file_can_say():
         names = [n for n in archive.names() if archive.is_quantized(n)]
         assert {archive.coding(n) for n in names} == {"trellis", "entropy-trellis"}
         assert {archive.record(n)["bits"] for n in names} == set(range(1, 8))
+    with corrq.Archive(path.with_name("version_1_long_trellis.safetensors")) as archive:
+        names = [n for n in archive.names() if archive.is_quantized(n)]
+        assert {archive.coding(n) for n in names} == {"trellis"}
+        assert {archive.record(n)["bits"] for n in names} == set(range(1, 7))
     found = safetensors.numpy.load_file(path)
     widths = {a.dtype.itemsize for name, a in found.items() if name.endswith(":frequencies")}
     assert widths == {1, 2, 4}

@@ -1,201 +1,81 @@
-"""Trellis-coded levels: twice the levels for codes of the same width.
+"""Trellis-coded levels: more levels than codes, selected by a code and those before it.
 
-Of ``2**(b + 1)`` levels a weight may take half, every second one, and which half it is the codes
-before it tell: a convolutional code of rate 1/2. The encoder looks for the sequence of codes
-with the smallest squared error (Viterbi's algorithm); it leaves a third to a half less noise than
-the best b-bit levels do. The decoder is an exclusive or of a few bits.
-
-After M. W. Marcellin and T. R. Fischer, "Trellis coded quantization of memoryless and Gauss-Markov
-sources", IEEE Trans. Commun. 38(1), 1990, with a convolutional code of G. Ungerboeck, "Channel
-coding with multilevel/phase signals", IEEE Trans. Inf. Theory 28(1), 1982, table I.
-
-Let ``u_i`` be the lowest bit of code i, and ``m_i`` the others. With the taps H0 and H1,
-``z0_i = sum_j u_(i-j)`` over j in H1 and ``z1_i`` over j in H0, both modulo 2; weight i has the
-level of index ``4 m_i + 2 z1_i + z0_i``. Before the first weight of a segment all u are 0.
+How many more is ``2**spread``. With twice as many the trellis is that of
+`corrq_jax.core.ungerboeck`, with 4 to 16 times as many that of `corrq_jax.core.congruential`, which
+leaves less noise, and whose levels take more bytes. So the number of levels tells which it is.
 """
 
-from collections.abc import Callable
-from functools import reduce
-from operator import xor
-from typing import Any, NamedTuple
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from corrq_jax.core import congruential, ungerboeck
 from corrq_jax.core.density import CHUNK
-from corrq_jax.core.search import argmin
+from corrq_jax.core.interleave import Order, in_place, in_turn, last_order
+from corrq_jax.core.segments import LEVELS, SEGMENT
 
-MEMORY = 5
-"""Codes before a weight that matter to it; the encoder follows ``2**MEMORY`` paths."""
-STATES = 1 << MEMORY
-H0 = (0, 2, 5)
-"""Taps of z1: the bits of Ungerboeck's 45, in octal."""
-H1 = (3,)
-"""Taps of z0: the bits of 10. Not the weight's own: z0 tells which half of the levels it has."""
-SEGMENT = 1 << 10
-"""Weights after which the history is forgotten, so that segments are independent."""
+__all__ = ["LEVELS", "MOST_BITS", "SEGMENT", "indices_of_piece", "level_indices", "may_have",
+           "spread_for", "spread_of"]  # fmt: skip
+
 MOST_BITS = 7
-"""Widest codes: an index of a level has a bit more."""
-LEVELS = 1 << (MOST_BITS + 1)
+"""Widest codes: an index of a level has a bit more at least."""
 
 
-def _coset(u: Callable[[int], Any]) -> Any:
-    """``2 z1 + z0`` of a weight, u(j) being the lowest bit of the code j places before it."""
-    z0, z1 = (reduce(xor, map(u, taps)) for taps in (H1, H0))
-    return 2 * z1 + z0
+def spread_of(bits: int, levels: int) -> int:
+    """The spread of a tensor with codes of so many bits, and so many levels.
+
+    >>> spread_of(3, 16), spread_of(3, 12), spread_of(3, 64)
+    (1, 1, 3)
+    """
+    return max(1, (levels - 1).bit_length() - bits)
 
 
-def level_indices(codes: jax.Array) -> jax.Array:
-    """Index of the level of each weight.
+def spread_for(bits: int, size: int) -> int:
+    """The spread that serves a tensor of so many weights best.
+
+    Twice the levels leave noise that is less by about 1, .5 and .3 decibels, the third of a tensor
+    of Gaussian to Student's t weights; a level takes 32 bits, and 6 decibels cost a bit a weight.
+
+    >>> [spread_for(4, size) for size in (1_000, 10_000, 100_000, 1_000_000)]
+    [1, 2, 3, 4]
+    """
+    fits = [s for s in range(2, 5) if 1 << (bits + s) <= LEVELS and size >= 1 << (bits + 5 + 2 * s)]
+    return max(fits, default=1)
+
+
+def may_have(levels: int, bits: int, is_entropy_coded: bool) -> bool:
+    """Whether a tensor may have so many levels, its codes having so many bits.
+
+    >>> may_have(12, 3, True), may_have(64, 3, False), may_have(64, 3, True), may_have(48, 3, False)
+    (True, True, False, False)
+    """
+    if bits > MOST_BITS or levels % 4:
+        return False
+    if levels <= 2 << bits:
+        return True
+    spreads = range(congruential.LEAST_SPREAD, congruential.MOST_SPREAD + 1)
+    allowed = [1 << (bits + spread) for spread in spreads]
+    return not is_entropy_coded and levels <= LEVELS and levels in allowed
+
+
+def level_indices(codes: jax.Array, spread: int, last: Order | None = None) -> jax.Array:
+    """Index of the level of each weight, uint8[n].
 
     Args:
-        codes: uint8[n], the first being the first of a segment, each below ``2**MOST_BITS``.
-
-    Returns:
-        uint8[n].
-
-    >>> level_indices(jnp.array([0, 1, 1, 2], jnp.uint8)).tolist()
-    [0, 2, 2, 6]
+        codes: uint8[n], the first being the first of a segment.
+        spread: from `spread_of`, static.
+        last: the order of the last block, if not all of it are codes of weights.
     """
-    low = codes & 1
-    place = jnp.arange(codes.size, dtype=jnp.int32) % SEGMENT
-
-    def u(j: int) -> jax.Array:
-        return low if j == 0 else jnp.where(place >= j, jnp.roll(low, j), 0)
-
-    return (codes >> 1 << 2) + _coset(u).astype(jnp.uint8)
+    if spread == 1:
+        return ungerboeck.level_indices(codes)
+    return in_place(congruential.level_indices(in_turn(codes, last), spread), last)
 
 
-_indices = jax.jit(level_indices)
+_indices = partial(jax.jit, static_argnames="spread")(level_indices)
 
 
-def indices_of_piece(codes: np.ndarray) -> np.ndarray:
+def indices_of_piece(codes: np.ndarray, spread: int) -> np.ndarray:
     """`level_indices` of at most `CHUNK` codes on the host; no length compiles anew."""
-    return np.asarray(_indices(np.pad(codes, (0, CHUNK - codes.size))))[: codes.size]
-
-
-def _cosets_of_steps() -> np.ndarray:
-    """int[2, STATES // 2, 2]: the coset of a step.
-
-    By the oldest of the bits before it, the others (the newest the lowest), and its own.
-    """
-    oldest, others, own = np.indices((2, STATES // 2, 2))
-    state = oldest << (MEMORY - 1) | others
-    return _coset(lambda j: own if j == 0 else state >> (j - 1) & 1)
-
-
-class _Best(NamedTuple):
-    """The best level of each coset: its place there, uint8[..., 4], and what it costs."""
-
-    place: jax.Array
-    cost: jax.Array
-
-
-def _best(x: jax.Array, levels: jax.Array, price: jax.Array) -> _Best:
-    """One level of each coset after another, as many as are finite: no table, no search."""
-    by_place, prices = levels.reshape(-1, 4), price.reshape(-1, 4)
-
-    def better(place: jax.Array, found: _Best) -> _Best:
-        cost = (x[..., None] - by_place[place]) ** 2 + prices[place]
-        number = jnp.where(cost < found.cost, place.astype(jnp.uint8), found.place)
-        return _Best(number, jnp.minimum(cost, found.cost))
-
-    shape = (*x.shape, 4)
-    start = _Best(jnp.zeros(shape, jnp.uint8), jnp.full(shape, jnp.inf, x.dtype))
-    count = (jnp.isfinite(levels).sum() + 3) // 4
-    return jax.lax.fori_loop(0, count, better, start)
-
-
-def encode(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
-    """Codes of smallest squared error, or of smallest sum of it and of what the levels cost.
-
-    Args:
-        x: float32[segments, n], normalized weights, n at most `SEGMENT`; each row by itself.
-        levels: float32[LEVELS], ascending, infinite beyond those that there are: a multiple of 4.
-        price: float32[LEVELS], what a weight of each level costs beside its squared error, such as
-            its bits times what a bit is worth; zeros for the smallest squared error.
-
-    Returns:
-        uint8[segments, n].
-    """
-    cosets = _cosets_of_steps()
-    best = _best(x, levels, price)
-
-    def step(cost: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # One line for each state, not an axis of states: XLA then takes many segments at a time.
-        new, choices = [], jnp.zeros(error.shape[1:], jnp.uint32)
-        for state in range(STATES):
-            others, own = state >> 1, state & 1
-            young, old = (
-                cost[oldest << (MEMORY - 1) | others] + error[cosets[oldest, others, own]]
-                for oldest in (0, 1)
-            )
-            new.append(jnp.minimum(young, old))
-            choices |= (old < young).astype(jnp.uint32) << state
-        return jnp.stack(new), choices
-
-    start = jnp.full((STATES, x.shape[0]), jnp.inf, x.dtype).at[0].set(0)
-    cost, choices = jax.lax.scan(step, start, best.cost.transpose(1, 2, 0))
-
-    def back(state: jax.Array, choice: jax.Array) -> tuple[jax.Array, jax.Array]:
-        oldest = choice >> state & 1
-        return state >> 1 | oldest << (MEMORY - 1), (state & 1).astype(jnp.uint8)
-
-    end = argmin(cost.T).astype(jnp.uint32)
-    _, low = jax.lax.scan(back, end, choices, reverse=True)
-    low = low.T
-    coset = jax.vmap(level_indices)(low) & 3
-    place = jnp.take_along_axis(best.place, coset[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return (place << 1) + low
-
-
-def symbols(index: Any, levels: int) -> Any:
-    """What is entropy-coded of a weight with the level of this index.
-
-    Args:
-        index: integers, each below ``levels``.
-        levels: how many levels there are, a multiple of 4.
-
-    Returns:
-        Integers of the same kind, each below ``levels // 2``.
-
-    >>> symbols(np.arange(8), 8).tolist()
-    [0, 3, 1, 2, 2, 1, 3, 0]
-    """
-    last = levels // 2 - 1
-    rank = index >> 1
-    return rank + (index & 1) * (last - 2 * rank)  # last - rank in the odd half; uint8 wraps around
-
-
-def codes_of_symbols(found: np.ndarray, levels: int) -> np.ndarray:
-    """The codes whose levels have these symbols: the inverse of `symbols`.
-
-    Args:
-        found: uint8[n], the first being the first of a segment, each below ``levels // 2``.
-        levels: how many levels there are, a multiple of 4.
-
-    Returns:
-        uint8[n].
-
-    >>> codes = np.array([0, 1, 1, 2, 1, 3], np.uint8)
-    >>> codes_of_symbols(symbols(np.asarray(level_indices(codes)), 8), 8).tolist()
-    [0, 1, 1, 2, 1, 3]
-    """
-    count = -(-found.size // SEGMENT)
-    # A row for each place in a segment: every step is one of whole rows.
-    padded = np.pad(found, (0, count * SEGMENT - found.size))
-    rows = padded.reshape(count, SEGMENT).T.copy()
-    codes = np.empty_like(rows)
-    low = np.zeros((SEGMENT + MEMORY, count), np.uint8)
-
-    def parity(i: int, taps: tuple[int, ...]) -> np.ndarray:
-        return reduce(xor, (low[i + MEMORY - j] for j in taps))
-
-    last = np.uint8(levels // 2 - 1)
-    for i, row in enumerate(rows):
-        z0 = parity(i, H1)
-        rank = np.where(z0, last - row, row)
-        low[i + MEMORY] = rank & 1 ^ parity(i, H0[1:])
-        codes[i] = rank >> 1 << 1 | low[i + MEMORY]
-    return codes.T.reshape(-1)[: found.size]
+    padded = np.pad(codes, (0, CHUNK - codes.size))
+    return np.asarray(_indices(padded, spread, last_order(codes.size)))[: codes.size]

@@ -1,9 +1,9 @@
 """Levels along a trellis for a density: fitted to a sample of it, coded and averaged in turn.
 
-`fit` has codes of a fixed width. `fit_by_step` has them for an entropy coder, where a level that
-few weights have costs more: the iteration of Chou, Lookabaugh and Gray (IEEE Trans. ASSP 37(1),
-1989) along a trellis, after T. R. Fischer and M. Wang, "Entropy-constrained trellis-coded
-quantization", IEEE Trans. Inf. Theory 38(2), 1992.
+`fit` and `fit_by_share` have codes of a fixed width. `fit_by_step` has them for an entropy coder,
+where a level that few weights have costs more: the iteration of Chou, Lookabaugh and Gray (IEEE
+Trans. ASSP 37(1), 1989) along a trellis, after T. R. Fischer and M. Wang, "Entropy-constrained
+trellis-coded quantization", IEEE Trans. Inf. Theory 38(2), 1992.
 """
 
 from typing import Any, NamedTuple
@@ -12,19 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from corrq_jax.core import congruential, ungerboeck
 from corrq_jax.core import correlation as corr
 from corrq_jax.core.compiling import each, jit_search
 from corrq_jax.core.density import BINS, Density
-from corrq_jax.core.trellis import LEVELS, MEMORY, encode, level_indices, symbols
+from corrq_jax.core.segments import LEVELS
+from corrq_jax.core.ungerboeck import symbols
 
 SAMPLE = 1 << 14
 """Weights that levels are fitted to."""
 RUNGS_SAMPLE = 1 << 13
 """And those of each of `STEPS`: what is coded with them has its levels averaged anew."""
 _ROW = 1 << 7  # weights of a sequence of the sample
-_START = 3 * MEMORY  # of them are there to leave the first state behind, and are not counted
+_START = 24  # of them are there to leave the first state behind, and are not counted
 _ITERATIONS = 12
+_SOFT_SAMPLE = 1 << 11  # weights that levels are fitted to softly, before any is coded
+_SOFT_ITERATIONS = 12
+_SOFT_LOSS = 1.3  # the noise of codes that are as good as they can be, over Shannon's bound
+_SHARED_ITERATIONS = 1
 _TAIL = 1 / 8  # of the sample, which stands for equal shares of the variance
+_SHARED_TAIL = 1 / 32  # likewise; more of them would be in each other's way along a long history
 
 STEPS = tuple(2.0 ** (k / 4) for k in range(-22, 6))
 """Distances of levels that a weight may have, of `fit_by_step`, in standard deviations: 0.02 to
@@ -69,12 +76,12 @@ class Rungs(NamedTuple):
     noise: jax.Array
 
 
-def _sample(density: Density, size: int) -> tuple[jax.Array, jax.Array]:
+def _sample(density: Density, size: int, tail: float) -> tuple[jax.Array, jax.Array]:
     """(x, weight) of so many points: most of equal mass, the others of equal squared deviation."""
     m = corr.moments(density)
     mass = density.counts / m.total
     share = mass * (density.points - m.mean) ** 2
-    chance = (1 - _TAIL) * mass + _TAIL * share / share.sum()
+    chance = (1 - tail) * mass + tail * share / share.sum()
     at = (jnp.asarray(np.random.default_rng(0).permutation(size)) + 0.5) / size
     index = jnp.searchsorted(jnp.cumsum(chance), at, method="scan")
     index = jnp.minimum(index, BINS - 1)
@@ -92,13 +99,18 @@ class _Sums(NamedTuple):
 class _Sequences:
     """The sample in sequences that are coded, of which the first steps do not count."""
 
-    def __init__(self, density: Density, size: int) -> None:
-        self.x, self.weight = (a.reshape(-1, _ROW) for a in _sample(density, size))
+    def __init__(self, density: Density, size: int, tail: float = _TAIL) -> None:
+        self.x, self.weight = (a.reshape(-1, _ROW) for a in _sample(density, size, tail))
         self.weight = self.weight.at[:, :_START].set(0)
 
     def coded(self, levels: jax.Array, price: jax.Array) -> jax.Array:
         """Index of each weight's level."""
-        return jax.vmap(level_indices)(encode(self.x, levels, price))
+        return jax.vmap(ungerboeck.level_indices)(ungerboeck.encode(self.x, levels, price))
+
+    def coded_congruentially(self, levels: jax.Array, bits: Any, spread: Any) -> jax.Array:
+        """Likewise."""
+        codes = congruential.encode(self.x, levels, bits, spread)
+        return jax.vmap(lambda row: congruential.level_indices(row, spread))(codes)
 
     def sums(self, index: jax.Array) -> _Sums:
         zeros = jnp.zeros(LEVELS, jnp.float32)
@@ -129,6 +141,74 @@ def fit(density: Density, start: jax.Array) -> Fitted:
 
     levels = jax.lax.fori_loop(0, _ITERATIONS, improve, start)
     return Fitted(levels, sample.noise(levels, sample.coded(levels, free)))
+
+
+def fit_by_share(density: Density, far: jax.Array, bits: Any, spread: Any) -> Fitted:
+    """Levels of which each is offered as often as any other: `corrq_jax.core.congruential`.
+
+    A path that may choose among many offers comes near to what offers drawn by lot allow: weight x
+    has level y with a probability in proportion to ``exp(-s (x - y)**2)``, and s follows from the
+    bits of a code: they are the mean of ``-log2`` of the mean of that over the levels, less what
+    the error is worth. For such weights each level is best at the mean of its weights (C. E.
+    Shannon, "Coding theorems for a discrete source with a fidelity criterion", 1959; the
+    iteration is that of equal Gaussian mixtures). Levels start at equal shares of the weights, and
+    a quarter of them at the best levels of their number, which reach farther. Then a sample is
+    coded with them, and each becomes the mean of what it codes.
+
+    Args:
+        density: at least two distinct points (call under ``jax.enable_x64``).
+        far: float32[LEVELS // 4], the best ``2**(bits + spread - 2)`` levels, then infinite ones.
+        bits: of a code.
+        spread: how many bits the history adds.
+    """
+    count = jnp.asarray(1, jnp.int32) << (jnp.asarray(bits, jnp.int32) + spread)
+    levels = _soft(density, _shared(density, far, count), count, bits)
+    sample = _Sequences(density, SAMPLE, _SHARED_TAIL)
+
+    def improve(_: int, levels: jax.Array) -> jax.Array:
+        return _averaged(sample.sums(sample.coded_congruentially(levels, bits, spread)), levels)
+
+    levels = jax.lax.fori_loop(0, _SHARED_ITERATIONS, improve, levels)
+    index = sample.coded_congruentially(levels, bits, spread)
+    return Fitted(levels, sample.noise(levels, index))
+
+
+def _shared(density: Density, far: jax.Array, count: jax.Array) -> jax.Array:
+    """float32[LEVELS]: three quarters of ``count`` levels at equal shares, a quarter given."""
+    mass = jnp.cumsum(density.counts) / density.counts.sum()
+    most = LEVELS - far.size
+    near = count * 3 // 4
+    at = (jnp.arange(most) + 0.5) / near
+    index = jnp.minimum(jnp.searchsorted(mass, at, method="scan"), BINS - 1)
+    points = jnp.where(jnp.arange(most) < near, density.points[index], jnp.inf)
+    return jnp.sort(jnp.concatenate([points.astype(jnp.float32), far]))
+
+
+def _soft(density: Density, levels: jax.Array, count: jax.Array, bits: Any) -> jax.Array:
+    """Levels that offers drawn by lot would have."""
+    x, weight = _sample(density, _SOFT_SAMPLE, _SHARED_TAIL)
+    mass = (weight / weight.sum()).astype(jnp.float32)
+    mean = mass @ x
+    rate = jnp.asarray(bits, jnp.float32) * np.float32(np.log(2))
+    start = 0.5 / (_SOFT_LOSS * (mass @ (x - mean) ** 2) * jnp.exp(-2 * rate))
+
+    def improve(_: int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        levels, slope = found
+        error = jnp.minimum((x[:, None] - levels) ** 2, np.float32(1e30))
+        least = error.min(1)
+        share = jnp.exp(-slope * (error - least[:, None]))
+        total = share.sum(1)
+        share = share / total[:, None]
+        first = jnp.where(share > 0, share * error, 0).sum(1)
+        second = jnp.where(share > 0, share * error**2, 0).sum(1)
+        bits_now = mass @ (slope * (least - first) - jnp.log(total / count))
+        change = (rate - bits_now) / jnp.maximum(slope * (mass @ (second - first**2)), 1e-30)
+        own = mass @ share
+        means = jnp.where(own > 1e-12, (mass * x) @ share / jnp.maximum(own, 1e-30), levels)
+        return jnp.sort(means), jnp.clip(slope + change, slope / 2, slope * 2)
+
+    start = levels, start.astype(jnp.float32)
+    return jax.lax.fori_loop(0, _SOFT_ITERATIONS, improve, start)[0]
 
 
 def fit_by_step(density: Density) -> Rungs:
@@ -209,6 +289,15 @@ def fit_batch(density: Density, start: jax.Array, count: Any) -> Fitted:
     """`fit` over the leading axis of a batch of densities and starts, the first ``count`` of it."""
     with jax.enable_x64(True):
         return each(fit, count, density, start)
+
+
+@jit_search
+def fit_batch_by_share(
+    density: Density, far: jax.Array, bits: Any, spread: jax.Array, count: Any
+) -> Fitted:
+    """`fit_by_share` over the leading axis of all but bits, the first ``count`` of it."""
+    with jax.enable_x64(True):
+        return each(lambda d, f, s: fit_by_share(d, f, bits, s), count, density, far, spread)
 
 
 @jit_search

@@ -71,6 +71,27 @@ def trellis():
     }
 
 
+def long(bits, spread, shape=(40, 53), dtype="float32", rows=None):
+    """Along the trellis of long histories: ``2**spread`` levels for each code."""
+    table = np.sort(RNG.normal(size=2 ** (bits + spread)))
+    scales = None if rows is None else RNG.uniform(0.5, 2, size=rows.shape).astype(np.float16)
+    codes = RNG.integers(2**bits, size=np.prod(shape, dtype=int)).astype(np.uint8)
+    codes = np.asarray(coding.pack(codes, bits))
+    table = table.astype("f8" if dtype == "float64" else "f4")
+    return QuantizedTensor(codes, table, shape, dtype, bits, scales, rows, "trellis")
+
+
+def long_trellis():
+    """A tree with all that version 1 can say of trellises of long histories."""
+    pairs = [(bits, spread) for spread in (2, 3, 4) for bits in range(1, 9 - spread)]
+    return {
+        "packed": {f"{bits}, {spread}": long(bits, spread) for bits, spread in pairs},
+        "dtypes": {n: long(3, 3, (1500,), n) for n in ("float16", "bfloat16", "float64")},
+        "scales": long(2, 2, (3, 4, 5), rows=Rows(12, 5, 1, 12)),
+        "stack": stack([long(3, 4, (31, 40)) for _ in range(2)]),
+    }
+
+
 def stack(tensors):
     scaled = tensors[0].scales is not None
     return dataclasses.replace(
@@ -126,6 +147,7 @@ def main(folder):
     trees = {"everything": (everything(), None), "leaf": (packed(8, (2, 3)), None)}
     trees["quantized"] = quantized()
     trees["trellis"] = (trellis(), None)
+    trees["long_trellis"] = (long_trellis(), None)
     for name, (tree, report) in trees.items():
         path = folder / f"version_{VERSION}_{name}.safetensors"
         corrq.save(path, tree, report=report)

@@ -1,4 +1,4 @@
-"""The trellis: its code, the best path along it, and what that leaves of the noise."""
+"""The trellis of 32 states: its code, the best path along it, and what that leaves of the noise."""
 
 import itertools
 from functools import partial
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corrq_jax.core import density, ladder, trellis, trellis_fit
+from corrq_jax.core import density, ladder, trellis_fit, ungerboeck
 from corrq_jax.entropy import entropy
 
-encode_priced = jax.jit(trellis.encode)
+encode_priced = jax.jit(ungerboeck.encode)
 FREE = np.zeros(256, np.float32)
-indices = jax.jit(trellis.level_indices)
+indices = jax.jit(ungerboeck.level_indices)
 
 
 def encode(x, levels):
@@ -95,11 +95,11 @@ def test_symbols_are_codes_in_other_words(quarter, size, seed):
     levels = 4 * quarter
     codes = np.random.default_rng(seed).integers(0, levels // 2, size).astype(np.uint8)
     index = np.array(slow_indices(codes.tolist()), int)
-    found = trellis.symbols(index, levels)
+    found = ungerboeck.symbols(index, levels)
     # In one half levels are counted from below, in the other from above.
     mirrored = np.where(index % 2, levels - 1 - index, index)
     np.testing.assert_array_equal(found, mirrored // 2)
-    again = trellis.codes_of_symbols(found.astype(np.uint8), levels)
+    again = ungerboeck.codes_of_symbols(found.astype(np.uint8), levels)
     np.testing.assert_array_equal(again, codes)
 
 
@@ -158,7 +158,7 @@ def test_entropy_coded_it_comes_near_shannons_bound(draw):
     seen = set()
     for levels, price, mass, noise in zip(*rungs, strict=True):
         index = np.asarray(indices(encode_priced(rows, levels, price).reshape(-1)))
-        counts = np.bincount(trellis.symbols(index, 256), minlength=128)
+        counts = np.bincount(ungerboeck.symbols(index, 256), minlength=128)
         rate = entropy(counts)
         error = ((x - levels[index]) ** 2).mean() / x.var()
         assert abs(decibels(noise / error)) < 0.35  # levels are fitted to a sample of 8,192

@@ -1,0 +1,116 @@
+"""The trellis of long histories: its code, the best path along it, and what that leaves."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corrq_jax.core import congruential, density, ladder, trellis, trellis_fit
+
+encode = jax.jit(congruential.encode)
+indices = jax.jit(congruential.level_indices)
+
+
+def padded(levels):
+    return np.pad(np.asarray(levels, np.float32), (0, 256 - len(levels)), constant_values=np.inf)
+
+
+def slow_indices(codes, spread):
+    """One weight after another, a number whose eight bits are the history, the newest highest."""
+    found, history = [], 0
+    for i, code in enumerate(codes):
+        if i % 1024 == 0:
+            history = 0
+        found.append((code << spread) + (157 * history % 256 >> (8 - spread)))
+        history = (code % 2) * 128 + history // 2
+    return found
+
+
+@pytest.mark.parametrize("spread", [2, 3, 4])
+def test_indices_are_those_of_a_shift_register(spread):
+    codes = np.random.default_rng(0).integers(0, 256 >> spread, 2500).astype(np.uint8)
+    np.testing.assert_array_equal(indices(codes, spread), slow_indices(codes.tolist(), spread))
+
+
+@given(st.integers(2, 4), st.integers(0, 2100), st.integers(0, 2**32 - 1))
+def test_the_trellis_of_a_tensor_follows_from_its_levels(spread, size, seed):
+    bits = 8 - spread
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, size).astype(np.uint8)
+    assert trellis.spread_of(bits, 256) == spread
+    found = trellis.indices_of_piece(codes, spread)
+    np.testing.assert_array_equal(found, slow_indices(codes.tolist(), spread))
+
+
+@pytest.mark.parametrize(("bits", "spread", "count"), [(1, 2, 9), (1, 4, 9), (2, 3, 4)])
+def test_no_other_codes_have_a_smaller_error(bits, spread, count):
+    rng = np.random.default_rng(bits)
+    levels = np.sort(rng.normal(size=2 ** (bits + spread))).astype(np.float32)
+    x = rng.normal(size=(5, count)).astype(np.float32)
+    codes = np.asarray(encode(x, padded(levels), bits, spread))
+    assert codes.max() < 2**bits
+
+    def error(row, some):
+        return ((row - levels[slow_indices(some, spread)]) ** 2).sum()
+
+    for row, found in zip(x, codes.tolist(), strict=True):
+        least = min(error(row, some) for some in itertools.product(range(2**bits), repeat=count))
+        assert error(row, found) <= least * (1 + 1e-5)  # sums of floats in another order
+
+
+def test_segments_do_not_know_each_other():
+    x = np.random.default_rng(2).normal(size=(67, 1024)).astype(np.float32)  # two blocks of lanes
+    levels = padded(np.linspace(-3, 3, 32))
+    together = np.asarray(encode(x, levels, 2, 3))
+    for i in (0, 63, 64, 66):
+        np.testing.assert_array_equal(together[i], encode(x[i : i + 1], levels, 2, 3)[0])
+    np.testing.assert_array_equal(together[:60], encode(x, levels, 2, 3, 60)[:60])
+    at = np.asarray(indices(together.reshape(-1), 3)).reshape(x.shape)
+    np.testing.assert_array_equal(at[5], indices(together[5], 3))
+
+
+@pytest.mark.parametrize(
+    ("draw", "bits", "most"),
+    [
+        # Noise was .64, .52, .43, .33, .37 and .22 of that of the best levels (with 32 states and
+        # twice as many levels .70, .68, .57, .59, .66 and .49); a few percent are left for luck.
+        (partial(np.random.Generator.normal, size=1 << 16), 2, 0.68),
+        (partial(np.random.Generator.normal, size=1 << 16), 4, 0.55),
+        (partial(np.random.Generator.laplace, size=1 << 16), 2, 0.46),
+        (partial(np.random.Generator.laplace, size=1 << 16), 4, 0.36),
+        (partial(np.random.Generator.standard_t, df=4, size=1 << 16), 2, 0.42),
+        (partial(np.random.Generator.standard_t, df=4, size=1 << 16), 4, 0.27),
+    ],
+)
+def test_it_leaves_much_less_noise_than_the_best_levels(draw, bits, most):
+    w = jnp.asarray(draw(np.random.default_rng(3)), jnp.float32)
+    found, norm = density.density(w)
+    batch = jax.tree.map(lambda a: jnp.stack([a] * 8), found)
+    rungs = ladder.ladders_by_width(batch, 1)
+    levels = 2 ** (bits + 4)
+    far = padded(rungs.values[0, bits + 1][: levels // 4])[:64]
+    spread = np.full(8, 4, np.int32)
+    fitted = trellis_fit.fit_batch_by_share(batch, np.stack([far] * 8), bits, spread, 1)
+    x = np.asarray(norm.apply(w), np.float64)
+    values = np.asarray(fitted.levels[0])
+    assert (np.diff(values[:levels]) >= 0).all()
+    assert np.isinf(values[levels:]).all()
+    codes = encode(x.astype(np.float32).reshape(-1, 1024), values, bits, 4)
+    error = ((x - values[np.asarray(indices(codes.reshape(-1), 4))]) ** 2).mean() / x.var()
+    assert error <= most * float(rungs.noise[0, bits - 1])
+    # No code of these bits leaves less than Shannon's bound, whatever the density's tails are.
+    if draw.func is np.random.Generator.normal:
+        assert error > 4.0**-bits
+    # Levels are fitted to a sample, in which there are more far weights than in the tensor.
+    assert 0.93 * error < float(fitted.noise[0]) < 1.15 * error
+
+
+def test_one_compilation_serves_every_width():
+    encode(np.zeros((3, 64), np.float32), padded(np.linspace(-1, 1, 16)), 2, 2)
+    before = encode._cache_size()
+    encode(np.zeros((3, 64), np.float32), padded(np.linspace(-1, 1, 256)), 4, 4)
+    assert encode._cache_size() == before
