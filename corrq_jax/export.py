@@ -10,7 +10,9 @@ How a tensor is decoded, in full:
    ``4 * (code >> 1) + 2 * (u[i] ^ u[i-2] ^ u[i-5]) + u[i-3]`` if there are at most
    ``2**(bits + 1)`` levels. Of ``2**(bits + s)`` levels, s being 2, 3 or 4, it is
    ``(code << s) + (157 * g % 256 >> (8 - s))``, g being the sum of ``u[i-j] << (8 - j)`` for j from
-   1 to 8.
+   1 to 8, and the weights are counted in another order, in each block of 2**20 for itself, the last
+   of which may be shorter: the one at turn t of a block of n is its weight ``t * p % n``, p being
+   the first number from ``max(1, floor(n * (sqrt(5) - 1) / 2))`` on that is coprime to n.
 3. With ``scales`` the tensor is seen as [before, channels, after], row-major. The
    ``before * after`` weights of a channel, in order, are cut into groups of ``group``, of which the
    last may be shorter; those of group g of channel c are multiplied by ``scales[g, c]``, in the
