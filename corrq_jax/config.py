@@ -80,8 +80,9 @@ class Config:
         select: which leaves to quantize: path patterns, or a predicate of (path, leaf). None:
             kernels and embeddings, see `corrq_jax.selection.default_select`.
         coding: "packed" (b bits a weight in the file), "trellis" (b bits a weight, with 2 to 16
-            times as many levels, up to 7 bits), "entropy" (as many bits as the entropy of the levels, which
-            are chosen for it) or "entropy-trellis" (both); the latter three with free levels only.
+            times as many levels, up to 7 bits), "entropy" (as many bits as the entropy of the
+            levels, which are chosen for it) or "entropy-trellis" (both); the latter three with free
+            levels only.
         granularity: "tensor" (one table of levels as it is), "channel" (times a scale for each
             output channel), a number of weights (times a scale for each group of so many), or
             "auto" (with a target: for each tensor "tensor" or "channel", whichever serves better).

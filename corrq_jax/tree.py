@@ -80,9 +80,9 @@ def quantize(
             selects all below it.
         coding: "packed"; "trellis": codes of the same width that choose from 2 to 16 times as many
             levels, with a third to three quarters less noise, up to 7 bits
-            (`corrq_jax.core.trellis`); "entropy": codes that take about as many bits in a file as the entropy of the levels, which are
-            chosen for it; or "entropy-trellis": both, the least noise for a file of a given size.
-            In memory codes are packed all the same.
+            (`corrq_jax.core.trellis`); "entropy": codes that take about as many bits in a file as
+            the entropy of the levels, which are chosen for it; or "entropy-trellis": both, the
+            least noise for a file of a given size. In memory codes are packed all the same.
         granularity: "tensor"; "channel" or a number of weights: levels are multiplied by a 16-bit
             scale for each output channel, or for each group of so many weights of a channel; "auto"
             (with a target, or entropy coding): what serves each tensor better.
