@@ -30,26 +30,29 @@ class _Sums(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="spread")
-def _encoded(chunk, valid, norm, levels, price, last, bits, spread):
-    """Codes of a piece, a byte each, and its `_Sums`."""
+def _codes(chunk, valid, norm, levels, price, last, bits, spread):
+    """Codes of a piece, a byte each."""
     x = norm.apply(chunk)
     if spread == 1:
-        codes = ungerboeck.encode(_segments(x), levels, price).reshape(-1)[: x.size]
-    else:
-        rows = _segments(in_turn(x, last))
-        count = (valid + trellis.SEGMENT - 1) // trellis.SEGMENT
-        codes = congruential.encode(rows, levels, bits, spread, count).reshape(-1)[: x.size]
-        codes = in_place(codes, last)
-    index = trellis.level_indices(codes, spread, last)
+        return ungerboeck.encode(_segments(x), levels, price).reshape(-1)[: x.size]
+    rows = _segments(in_turn(x, last))
+    count = (valid + trellis.SEGMENT - 1) // trellis.SEGMENT
+    codes = congruential.encode(rows, levels, bits, spread, count).reshape(-1)[: x.size]
+    return in_place(codes, last)
+
+
+@partial(jax.jit, static_argnames="spread")
+def _sums(chunk, valid, norm, levels, codes, last, spread):
+    """`_Sums` of a piece (call under ``jax.enable_x64``)."""
+    x, index = norm.apply(chunk), trellis.level_indices(codes, spread, last)
     present = jnp.arange(x.size) < valid
     whole = jnp.where(present, jnp.round(x.astype(jnp.float64) / _UNIT), 0).astype(jnp.int64)
     zeros = jnp.zeros(trellis.LEVELS, jnp.int64)
     wide = jnp.where(present, x, 0).astype(jnp.float64)
     error = jnp.where(present, x - levels[index], 0).astype(jnp.float64)
-    sums = _Sums(
+    return _Sums(
         zeros.at[index].add(present), zeros.at[index].add(whole), wide @ wide, error @ error
     )
-    return codes, sums
 
 
 def _segments(x: jax.Array) -> jax.Array:
@@ -84,11 +87,10 @@ def encode(
 
     def codes_in_pieces() -> Iterator[jax.Array]:
         for (chunk, valid), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
+            order, count = last_order(valid), np.int32(valid)
+            found = _codes(chunk, count, to_x, levels, prices, order, np.int32(bits), spread=spread)
             with jax.enable_x64(True):
-                found, sums = _encoded(
-                    *(chunk, np.int32(valid), to_x, levels, prices),
-                    *(last_order(valid), np.int32(bits), spread),
-                )
+                sums = _sums(chunk, count, to_x, levels, found, order, spread=spread)
             parts.append(jax.device_get(sums))
             yield coding.pack(found, bits)
 
