@@ -35,7 +35,8 @@ def _codes(chunk, valid, norm, levels, price, last, bits, spread):
     x = norm.apply(chunk)
     if spread == 1:
         return ungerboeck.encode(_segments(x), levels, price).reshape(-1)[: x.size]
-    rows = _segments(in_turn(x, last))
+    # What is not a weight is the same, in whatever pieces the tensor is read.
+    rows = _segments(jnp.where(jnp.arange(x.size) < valid, in_turn(x, last), 0), pad=0.0)
     count = (valid + trellis.SEGMENT - 1) // trellis.SEGMENT
     codes = congruential.encode(rows, levels, bits, spread, count).reshape(-1)[: x.size]
     return in_place(codes, last)
@@ -55,9 +56,10 @@ def _sums(chunk, valid, norm, levels, codes, last, spread):
     )
 
 
-def _segments(x: jax.Array) -> jax.Array:
-    """A row for each segment, the last filled up."""
-    x = jnp.pad(x, (0, -x.size % trellis.SEGMENT), mode="edge")
+def _segments(x: jax.Array, pad: float | None = None) -> jax.Array:
+    """A row for each segment, the last filled up: by the number given, else by its last weight."""
+    spare = (0, -x.size % trellis.SEGMENT)
+    x = jnp.pad(x, spare, mode="edge") if pad is None else jnp.pad(x, spare, constant_values=pad)
     return x.reshape(-1, trellis.SEGMENT)
 
 
