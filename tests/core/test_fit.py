@@ -56,7 +56,14 @@ CELLS = [
     if figure != "-"
 ]
 # A search takes seconds to compile; at these widths nothing new happens.
-LEFT_OUT = {"b": (5, 6), "c": (5, 6), "bc": (3, 5, 6), "c0": (3, 5, 6), "cc": (3, 5, 6)}
+LEFT_OUT = {
+    "b": (5, 6),
+    "c": (5, 6),
+    "d": (5, 6),
+    "bc": (3, 5, 6),
+    "c0": (3, 5, 6),
+    "cc": (3, 5, 6),
+}
 CELLS = [cell for cell in CELLS if cell[2] not in LEFT_OUT.get(cell[1], ())]
 KEYS = sorted({(column, bits) for _, column, bits, _ in CELLS}, key=lambda k: (k[1], k[0]))
 # The Laplace density is so peaked that a uniform grid does better off its centre; the table's
