@@ -17,6 +17,7 @@ codes before it, j from 1 to 8. Weight i has the level of index
 a segment all u are 0. Weights are counted as they are visited (`corrq_jax.core.interleave`).
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from operator import or_
 from typing import Any
@@ -38,7 +39,7 @@ LEAST_SPREAD, MOST_SPREAD = 2, 4
 LANES = 64
 """Segments that a CPU encodes at a time: what a step needs of them stays in its cache."""
 LANES_ON_DEVICE = 1 << 11
-"""And an accelerator, where their choices take half a gigabyte."""
+"""And an accelerator, where their costs and choices take half a gigabyte."""
 
 
 def level_indices(codes: jax.Array, spread: Any) -> jax.Array:
@@ -143,7 +144,7 @@ def _codes(x: jax.Array, table: jax.Array, count: jax.Array) -> jax.Array:
     _, low = jax.lax.scan(back, end, choices, reverse=True)
     offset = jax.vmap(lambda u: level_indices(u, MOST_SPREAD), 1, 1)(low)
     offset = offset & ((1 << MOST_SPREAD) - 1)
-    return _nearest(x, table[:, low, offset], count) << 1 | low
+    return _nearest(x, lambda place: table[place][low, offset], count) << 1 | low
 
 
 def _least(x: jax.Array, table: jax.Array, count: jax.Array) -> jax.Array:
@@ -156,11 +157,11 @@ def _least(x: jax.Array, table: jax.Array, count: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, count, better, nothing)
 
 
-def _nearest(x: jax.Array, levels: jax.Array, count: jax.Array) -> jax.Array:
-    """uint8 like x: which of the levels [places, *x.shape] is nearest."""
+def _nearest(x: jax.Array, level_at: Callable[..., jax.Array], count: jax.Array) -> jax.Array:
+    """uint8 like x: at which of the first ``count`` places the level is nearest."""
 
     def better(place: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        cost = (x - levels[place]) ** 2
+        cost = (x - level_at(place)) ** 2
         number = jnp.where(cost < found[0], place.astype(jnp.uint8), found[1])
         return jnp.minimum(cost, found[0]), number
 
