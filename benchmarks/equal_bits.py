@@ -2,8 +2,8 @@
 
 For each network and each nominal width the peers of `corrq_jax.peers` that no other beats in both
 bytes and noise; beside each this library with its budget set to the bits that the peer takes, in
-fixed-width codes and entropy-coded. Shown is the peer that comes nearest. The noise is the mean of
-``1 - rho**2`` over tensors, computed from the decoded weights in float64; bits are bytes over
+fixed-width codes, along a trellis and entropy-coded. Shown is the peer that comes nearest to the
+first. The noise is the mean of ``1 - rho**2`` over tensors, computed from the decoded weights in float64; bits are bytes over
 quantized weights, of this library from the file, everything counted.
 
     python benchmarks/equal_bits.py                                  # all networks that are here
@@ -27,7 +27,7 @@ from corrq_jax.readers import read_weights
 from corrq_jax.selection import default_select
 
 BITS = (2, 3, 4)
-CODINGS = {"packed": "fixed width", "entropy": "entropy-coded"}
+CODINGS = {"packed": "fixed width", "trellis": "fixed width, trellis", "entropy": "entropy-coded"}
 
 
 class Stored(NamedTuple):
@@ -81,14 +81,17 @@ def rows(network: str, every: bool) -> Iterator[str]:
     params = kernels(network)
     title = f"{pathlib.Path(network).name}, {len(params)} tensors"
     for bits in BITS:
-        found: list[tuple[float, str]] = []
-        for peer in by_peers(params, bits):
-            own = [by_corrq(params, peer.bits, coding) for coding in CODINGS]
-            ratios = [one.noise / peer.noise for one in own]
+        packed = [(by_corrq(params, peer.bits, "packed"), peer) for peer in by_peers(params, bits)]
+        packed = packed if every else [max(packed, key=lambda pair: pair[0].noise / pair[1].noise)]
+        for first, peer in packed:
+            others = [
+                by_corrq(params, peer.bits, coding) for coding in CODINGS if coding != "packed"
+            ]
+            own = [first, *others]
             cells = [f"{one.bits:.2f}: {one.noise:.5f}" for one in (peer, *own)]
-            cells = [title, str(bits), peer.name, *cells, *(f"{ratio:.2f}" for ratio in ratios)]
-            found.append((ratios[0], "| " + " | ".join(cells) + " |"))
-        yield from (row for _, row in (found if every else [max(found)]))
+            cells = [title, str(bits), peer.name, *cells]
+            cells += [f"{one.noise / peer.noise:.2f}" for one in own]
+            yield "| " + " | ".join(cells) + " |"
 
 
 def here() -> list[str]:
