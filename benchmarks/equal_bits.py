@@ -3,8 +3,8 @@
 For each network and each nominal width the peers of `corrq_jax.peers` that no other beats in both
 bytes and noise; beside each this library with its budget set to the bits that the peer takes, in
 fixed-width codes, along a trellis and entropy-coded. Shown is the peer that comes nearest to the
-first. The noise is the mean of ``1 - rho**2`` over tensors, computed from the decoded weights in float64; bits are bytes over
-quantized weights, of this library from the file, everything counted.
+first. The noise is the mean of ``1 - rho**2`` over tensors, computed from the decoded weights in
+float64; bits are bytes over quantized weights, of this library from the file, everything counted.
 
     python benchmarks/equal_bits.py                                  # all networks that are here
     python benchmarks/equal_bits.py fashion_resnet net.safetensors   # networks by name, files
