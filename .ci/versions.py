@@ -29,7 +29,8 @@ TOOLS = ("pytest", "hypothesis", "kmeans1d", "safetensors", "scipy")  # of the g
 TESTS = (
     *("tests/test_golden.py", "tests/test_tensor.py"),
     "tests/core/test_coding.py::test_pack_and_unpack_any_codes",
-    "tests/core/test_trellis.py::test_no_other_codes_have_a_smaller_error",
+    "tests/core/test_ungerboeck.py::test_no_other_codes_have_a_smaller_error",
+    "tests/core/test_congruential.py::test_no_other_codes_have_a_smaller_error",
     *("tests/test_flax.py::TestFunctional", "tests/test_flax.py::TestLinen"),
     "tests/test_flax.py::TestTransformations::test_jit",
 )
