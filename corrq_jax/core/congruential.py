@@ -54,7 +54,7 @@ def level_indices(codes: jax.Array, spread: Any) -> jax.Array:
         uint8[n].
 
     >>> level_indices(jnp.array([0, 1, 1, 2], jnp.uint8), 4).tolist()
-    [0, 16, 24, 36]
+    [0, 16, 24, 44]
     """
     history = before(codes & 1, 1)
     for length in (1, 2, 4):
