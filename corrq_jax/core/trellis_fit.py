@@ -99,9 +99,11 @@ class _Sums(NamedTuple):
 class _Sequences:
     """The sample in sequences that are coded, of which the first steps do not count."""
 
-    def __init__(self, density: Density, size: int, tail: float = _TAIL) -> None:
+    def __init__(
+        self, density: Density, size: int, tail: float = _TAIL, start: int = _START
+    ) -> None:
         self.x, self.weight = (a.reshape(-1, _ROW) for a in _sample(density, size, tail))
-        self.weight = self.weight.at[:, :_START].set(0)
+        self.weight = self.weight.at[:, :start].set(0)
 
     def coded(self, levels: jax.Array, price: jax.Array) -> jax.Array:
         """Index of each weight's level."""
@@ -226,7 +228,7 @@ def fit_by_step(density: Density) -> Rungs:
     half = jnp.searchsorted(m.sums[1:, 0], m.total / 2)
     median = m.points[half].astype(jnp.float64)
     farthest = jnp.where(density.counts > 0, jnp.abs(m.points - median), 0).max()
-    sample = _Sequences(density, RUNGS_SAMPLE)
+    sample = _Sequences(density, RUNGS_SAMPLE, start=3 * ungerboeck.MEMORY)
     of = symbols(jnp.arange(LEVELS), LEVELS)
 
     def price(mass: jax.Array, trade: jax.Array) -> jax.Array:
