@@ -189,7 +189,7 @@ def run_width(bits: int, batches: list[int], base: dict[int, float], interpret: 
                 f"error {error:.1e}",
                 flush=True,
             )
-        except Exception as error:
+        except Exception as error:  # likewise when it runs
             print(f"{text}  {_in_short(error)}", flush=True)
 
 

@@ -14,6 +14,7 @@ from corrq_jax.config import Config
 from corrq_jax.core import ladder, trellis, trellis_fit, ungerboeck
 from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
+from corrq_jax.core.segments import LEVELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +107,15 @@ class Searched:
         for bits in widths:
             spreads = [trellis.spread_for(bits, size) for size in self.sizes]
             found: dict[int, list[Candidate]] = {i: [] for i in range(self.count)}
-            # Next to twice as many levels, four times as many are not always worth their bytes.
+            # Four times as many values as codes are not always worth more than twice as many.
             if few := [i for i, spread in enumerate(spreads) if spread <= 2]:
-                starts = self._best(few, [bits + 1] * len(few), trellis.LEVELS)
+                starts = self._best(few, [bits + 1] * len(few), LEVELS)
                 fitted = trellis_fit.fit_batch(self._of(few), starts, len(few))
                 for i, row in zip(few, _rows(fitted, len(few)), strict=True):
                     found[i].append(_along(*row, bits, 1))
             if many := [i for i, spread in enumerate(spreads) if spread >= 2]:
                 far = [bits + spreads[i] - 2 for i in many]
-                starts = self._best(many, far, trellis.LEVELS // 4)
+                starts = self._best(many, far, LEVELS // 4)
                 own = np.resize(np.array([spreads[i] for i in many], np.int32), len(self.lo))
                 fitted = trellis_fit.fit_batch_by_share(
                     self._of(many), starts, bits, own, len(many)
@@ -171,7 +172,7 @@ def _along(levels: np.ndarray, noise: np.ndarray, bits: int, spread: int) -> Can
 
 
 def _cost(size: int, candidate: Candidate) -> float:
-    """Bits that a weight would need for this noise, and those that the levels take."""
+    """Noise (6 decibels are a bit) and levels of a candidate, in bits a weight."""
     noise = max(float(candidate.quantizer.noise), 1e-30)
     return 0.5 * math.log2(noise) + 32 * len(candidate.quantizer.values) / size
 
@@ -195,7 +196,7 @@ def _within_reach(
     levels: np.ndarray, price: np.ndarray, mass: np.ndarray, noise: np.ndarray
 ) -> Candidate:
     """The levels up to the last that has weights, as many on either side of the middle."""
-    used, middle = np.flatnonzero(mass), trellis.LEVELS // 2
+    used, middle = np.flatnonzero(mass), LEVELS // 2
     reach = int(max(middle - used[0], used[-1] + 1 - middle))
     reach += reach % 2
     kept = slice(middle - reach, middle + reach)

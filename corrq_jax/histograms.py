@@ -65,7 +65,7 @@ def level_table(weights: np.ndarray, tensor: QuantizedTensor) -> LevelTable | No
 
 
 def entropy_of_codes(tensor: QuantizedTensor) -> float:
-    """The entropy of a tensor's codes in bits; along a trellis that of their symbols."""
+    """The entropy in bits of what an entropy coder would code of a tensor: codes, or symbols."""
     if not tensor.size:
         return 0.0
     counts = np.zeros(256, np.int64)

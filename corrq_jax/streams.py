@@ -1,7 +1,7 @@
 """A tensor's codes as the entropy-coded stream of a file, and back.
 
-What is coded are the codes as they are, or along a trellis their symbols
-(`corrq_jax.core.ungerboeck.symbols`).
+What is coded are the codes as they are, or along the trellis of `corrq_jax.core.ungerboeck` their
+symbols.
 """
 
 import dataclasses
@@ -34,9 +34,13 @@ def stream_of(tensor: QuantizedTensor) -> tuple[Any, Any]:
 
 
 def symbols_in_pieces(tensor: QuantizedTensor) -> Sequence[np.ndarray]:
-    """What is entropy-coded of one tensor, in pieces that are made when asked for."""
+    """What is entropy-coded of one tensor, in pieces that are made when asked for.
+
+    Codes along the trellis of long histories, which has no symbols, are never entropy-coded: they
+    are given as they are.
+    """
     pieces = tensor.unpacked_pieces()
-    if not tensor.is_along_trellis:
+    if tensor.spread != 1:
         return pieces
     return _Symbols(pieces, int(tensor.levels.shape[-1]))
 

@@ -79,7 +79,7 @@ def quantize(
             embeddings. A pattern is a glob on the path, whose keys are joined by "/"; it also
             selects all below it.
         coding: "packed"; "trellis": codes of the same width that choose from 2 to 16 times as many
-            levels, with a third to three quarters less noise, up to 7 bits
+            levels, with a third to three quarters less noise from 2 bits on, up to 7 bits
             (`corrq_jax.core.trellis`); "entropy": codes that take about as many bits in a file as
             the entropy of the levels, which are chosen for it; or "entropy-trellis": both, the
             least noise for a file of a given size. In memory codes are packed all the same.

@@ -12,6 +12,7 @@ import numpy as np
 from corrq_jax.core import coding, congruential, trellis, ungerboeck
 from corrq_jax.core.density import Normalization
 from corrq_jax.core.interleave import in_place, in_turn, last_order
+from corrq_jax.core.segments import LEVELS, SEGMENT
 from corrq_jax.encoding import assembled, in_one_stream
 from corrq_jax.leaf import Leaf
 from corrq_jax.tensor import QuantizedTensor
@@ -37,7 +38,7 @@ def _codes(chunk, valid, norm, levels, price, last, bits, spread):
         return ungerboeck.encode(_segments(x), levels, price).reshape(-1)[: x.size]
     # What is not a weight is the same, in whatever pieces the tensor is read.
     rows = _segments(jnp.where(jnp.arange(x.size) < valid, in_turn(x, last), 0), pad=0.0)
-    count = (valid + trellis.SEGMENT - 1) // trellis.SEGMENT
+    count = (valid + SEGMENT - 1) // SEGMENT
     codes = congruential.encode(rows, levels, bits, spread, count).reshape(-1)[: x.size]
     return in_place(codes, last)
 
@@ -48,7 +49,7 @@ def _sums(chunk, valid, norm, levels, codes, last, spread):
     x, index = norm.apply(chunk), trellis.level_indices(codes, spread, last)
     present = jnp.arange(x.size) < valid
     whole = jnp.where(present, jnp.round(x.astype(jnp.float64) / _UNIT), 0).astype(jnp.int64)
-    zeros = jnp.zeros(trellis.LEVELS, jnp.int64)
+    zeros = jnp.zeros(LEVELS, jnp.int64)
     wide = jnp.where(present, x, 0).astype(jnp.float64)
     error = jnp.where(present, x - levels[index], 0).astype(jnp.float64)
     return _Sums(
@@ -58,9 +59,9 @@ def _sums(chunk, valid, norm, levels, codes, last, spread):
 
 def _segments(x: jax.Array, pad: float | None = None) -> jax.Array:
     """A row for each segment, the last filled up: by the number given, else by its last weight."""
-    spare = (0, -x.size % trellis.SEGMENT)
+    spare = (0, -x.size % SEGMENT)
     x = jnp.pad(x, spare, mode="edge") if pad is None else jnp.pad(x, spare, constant_values=pad)
-    return x.reshape(-1, trellis.SEGMENT)
+    return x.reshape(-1, SEGMENT)
 
 
 def encode(
@@ -80,9 +81,9 @@ def encode(
     Returns:
         The tensor, and its noise ``1 - rho**2``, with scales that of the scaled weights.
     """
-    levels = np.full(trellis.LEVELS, np.inf, np.float32)
+    levels = np.full(LEVELS, np.inf, np.float32)
     levels[: len(values)] = values
-    prices = np.zeros(trellis.LEVELS, np.float32)
+    prices = np.zeros(LEVELS, np.float32)
     prices[: len(values)] = 0 if price is None else price
     spread = trellis.spread_of(bits, len(values))
     parts = []

@@ -74,7 +74,7 @@ def outcome(kind, data, watch):
         return "refused"
     try:
         again = kind.again(data)
-    except Exception:
+    except Exception:  # an independent reader raises anything for what it does not allow
         return "it was read, and is not to be read: " + traceback.format_exc(limit=-3)
     return "read" if same(found, again) else f"read as {found!r}, and it is {again!r}"[:2000]
 

@@ -119,3 +119,12 @@ def test_the_entropy_of_codes():
     assert entropy_of_codes(tensor) == pytest.approx(1.75)  # 1/2 + 2/4 + 2 * 3/8
     counts = [len(list(group)) for _, group in itertools.groupby(np.sort(tensor.unpacked()))]
     assert counts == [4, 2, 1, 1]
+
+
+def test_the_entropy_of_codes_along_a_long_history():
+    """These have no symbols: it is that of the codes."""
+    w = np.random.default_rng(0).standard_t(4, (120, 90)).astype(np.float32)
+    tensor = corrq.quantize({"kernel": w}, bits=2, coding="trellis")[0]["kernel"]
+    assert tensor.spread == 3
+    shares = np.bincount(tensor.unpacked()) / w.size
+    assert entropy_of_codes(tensor) == pytest.approx(-(shares * np.log2(shares)).sum())

@@ -123,8 +123,10 @@ def test_a_target_of_correlation_is_met(coding):
     assert min(row.correlation for row in report) >= 0.99
 
 
-def test_a_stack_decodes_as_its_tensors():
-    made = [corrq.quantize(weights((50, 60), i), bits=3, coding="trellis")[0] for i in range(3)]
+@pytest.mark.parametrize(("shape", "levels"), [((10, 12), 8), ((120, 90), 32)])
+def test_a_stack_decodes_as_its_tensors(shape, levels):
+    made = [corrq.quantize(weights(shape, i), bits=2, coding="trellis")[0] for i in range(3)]
+    assert [tensor.levels.shape for tensor in made] == [(levels,)] * 3
     stack = jax.tree.map(lambda *a: jnp.stack(a), *made)
     expected = np.stack([t.dequantize() for t in made])
     np.testing.assert_array_equal(stack.dequantize(), expected)

@@ -6,6 +6,7 @@ Trans. ASSP 37(1), 1989) along a trellis, after T. R. Fischer and M. Wang, "Entr
 trellis-coded quantization", IEEE Trans. Inf. Theory 38(2), 1992.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -125,6 +126,7 @@ class _Sequences:
 
 
 def _averaged(sums: _Sums, levels: jax.Array) -> jax.Array:
+    """Levels at the means of what has them; those that nothing has stay."""
     return jnp.sort(jnp.where(sums.mass > 0, sums.total / jnp.maximum(sums.mass, 1e-30), levels))
 
 
@@ -137,12 +139,19 @@ def fit(density: Density, start: jax.Array) -> Fitted:
             infinite ones.
     """
     sample, free = _Sequences(density, SAMPLE), jnp.zeros(LEVELS, jnp.float32)
+    return _fitted(sample, start, lambda levels: sample.coded(levels, free), _ITERATIONS)
+
+
+def _fitted(
+    sample: _Sequences, levels: jax.Array, coded: Callable[..., jax.Array], rounds: int
+) -> Fitted:
+    """Levels that are coded with and averaged so often."""
 
     def improve(_: int, levels: jax.Array) -> jax.Array:
-        return _averaged(sample.sums(sample.coded(levels, free)), levels)
+        return _averaged(sample.sums(coded(levels)), levels)
 
-    levels = jax.lax.fori_loop(0, _ITERATIONS, improve, start)
-    return Fitted(levels, sample.noise(levels, sample.coded(levels, free)))
+    levels = jax.lax.fori_loop(0, rounds, improve, levels)
+    return Fitted(levels, sample.noise(levels, coded(levels)))
 
 
 def fit_by_share(density: Density, far: jax.Array, bits: Any, spread: Any) -> Fitted:
@@ -167,12 +176,10 @@ def fit_by_share(density: Density, far: jax.Array, bits: Any, spread: Any) -> Fi
     levels = _soft(density, _shared(density, far, count), count, bits)
     sample = _Sequences(density, SAMPLE, _SHARED_TAIL)
 
-    def improve(_: int, levels: jax.Array) -> jax.Array:
-        return _averaged(sample.sums(sample.coded_congruentially(levels, bits, spread)), levels)
+    def coded(levels: jax.Array) -> jax.Array:
+        return sample.coded_congruentially(levels, bits, spread)
 
-    levels = jax.lax.fori_loop(0, _SHARED_ITERATIONS, improve, levels)
-    index = sample.coded_congruentially(levels, bits, spread)
-    return Fitted(levels, sample.noise(levels, index))
+    return _fitted(sample, levels, coded, _SHARED_ITERATIONS)
 
 
 def _shared(density: Density, far: jax.Array, count: jax.Array) -> jax.Array:
@@ -203,8 +210,8 @@ def _soft(density: Density, levels: jax.Array, count: jax.Array, bits: Any) -> j
         share = share / total[:, None]
         first = jnp.where(share > 0, share * error, 0).sum(1)
         second = jnp.where(share > 0, share * error**2, 0).sum(1)
-        bits_now = mass @ (slope * (least - first) - jnp.log(total / count))
-        change = (rate - bits_now) / jnp.maximum(slope * (mass @ (second - first**2)), 1e-30)
+        nats = mass @ (slope * (least - first) - jnp.log(total / count))
+        change = (rate - nats) / jnp.maximum(slope * (mass @ (second - first**2)), 1e-30)
         own = mass @ share
         means = jnp.where(own > 1e-12, (mass * x) @ share / jnp.maximum(own, 1e-30), levels)
         return jnp.sort(means), jnp.clip(slope + change, slope / 2, slope * 2)
