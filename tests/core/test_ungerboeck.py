@@ -4,13 +4,13 @@ import itertools
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from one_density import batched, noise, repeated
 
-from corrq_jax.core import density, ladder, trellis_fit, ungerboeck
+from corrq_jax.core import ladder, trellis_fit, ungerboeck
 from corrq_jax.entropy import entropy
 
 encode_priced = jax.jit(ungerboeck.encode)
@@ -126,18 +126,15 @@ def test_segments_do_not_know_each_other():
     ],
 )
 def test_it_leaves_less_noise_than_the_best_levels(draw, bits, most):
-    w = jnp.asarray(draw(np.random.default_rng(3)), jnp.float32)
-    found, norm = density.density(w)
-    batch = jax.tree.map(lambda a: jnp.stack([a] * 8), found)
+    batch, x = batched(draw(np.random.default_rng(3)))
     rungs = ladder.ladders_by_width(batch, 1)
     start = padded(rungs.values[0, bits][: 2 ** (bits + 1)])
-    fitted = trellis_fit.fit_batch(batch, np.stack([start] * 8), 1)
-    x = np.asarray(norm.apply(w), np.float64)
+    fitted = trellis_fit.fit_batch(batch, repeated(start), 1)
     levels = np.asarray(fitted.levels[0])
     assert (np.diff(levels[: 2 ** (bits + 1)]) >= 0).all()
     assert np.isinf(levels[2 ** (bits + 1) :]).all()
     codes = encode(x.astype(np.float32).reshape(-1, 1024), fitted.levels[0])
-    error = ((x - levels[np.asarray(indices(codes.reshape(-1)))]) ** 2).mean() / x.var()
+    error = noise(x, levels, indices(codes.reshape(-1)))
     assert error <= most * float(rungs.noise[0, bits - 1])
     # Levels are fitted to the sample; an eighth of it are tails, whose errors count for the path.
     assert 0.93 * error < float(fitted.noise[0]) < 1.25 * error
@@ -149,19 +146,18 @@ def decibels(ratio):
 
 @pytest.mark.parametrize("draw", ["normal", "laplace"])
 def test_entropy_coded_it_comes_near_shannons_bound(draw):
-    w = jnp.asarray(getattr(np.random.default_rng(4), draw)(size=1 << 16), jnp.float32)
-    found, norm = density.density(w)
-    batch = jax.tree.map(lambda a: jnp.stack([a] * 8), found)
+    batch, x = batched(getattr(np.random.default_rng(4), draw)(size=1 << 16))
     rungs = jax.tree.map(lambda a: np.asarray(a[0]), trellis_fit.rungs_by_step(batch, 1))
-    x = np.asarray(norm.apply(w), np.float64)
     rows = x.astype(np.float32).reshape(-1, 1024)
     seen = set()
-    for levels, price, mass, noise in zip(*rungs, strict=True):
+    for levels, price, mass, predicted_noise in zip(*rungs, strict=True):
         index = np.asarray(indices(encode_priced(rows, levels, price).reshape(-1)))
         counts = np.bincount(ungerboeck.symbols(index, 256), minlength=128)
         rate = entropy(counts)
-        error = ((x - levels[index]) ** 2).mean() / x.var()
-        assert abs(decibels(noise / error)) < 0.35  # levels are fitted to a sample of 8,192
+        error = noise(x, levels, index)
+        assert (
+            abs(decibels(predicted_noise / error)) < 0.35
+        )  # levels are fitted to a sample of 8,192
         predicted = entropy(np.round(mass[levels_of(0)] + mass[levels_of(1)]))
         assert rate == pytest.approx(predicted, abs=0.05)
         if 1 <= rate <= 5:
