@@ -1,4 +1,7 @@
-"""Speed and overhead of entropy coding: one table of one run, on one core. See --help."""
+"""Speed and overhead of entropy coding: one table of one run, on one core. See --help.
+
+With --network of the codes of a network's tensors, from packed codes and back to them.
+"""
 
 import argparse
 import json
@@ -9,9 +12,13 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import jax
 import numpy as np
 
-from corrq_jax import entropy
+import corrq_jax as corrq
+from corrq_jax import entropy, models, streams
+from corrq_jax.flax import functional
+from corrq_jax.tensor import QuantizedTensor, is_quantized
 
 BITS = (2.0, 3.0, 4.0, 6.0)
 CHUNK = 1 << 20
@@ -59,6 +66,49 @@ def measure(size: int, bits: float, repeats: int) -> dict[str, Any]:
     }
 
 
+def measure_network(name: str, bits: float, repeats: int) -> None:
+    """Print a line for each of the two codings."""
+    params = functional(models.load(name))[1]
+    for how in ("entropy", "entropy-trellis"):
+        quantized, _ = corrq.quantize(params, bits_per_weight=bits, coding=how)
+        leaves = jax.tree.leaves(quantized, is_leaf=is_quantized)
+        tensors = [t for t in leaves if is_quantized(t) and t.coding == how]
+        text = speeds(tensors, repeats)
+        print(f"{name}, {how}, {bits:g} bits a weight: {len(tensors)} tensors, {text}", flush=True)
+
+
+def speeds(tensors: list[QuantizedTensor], repeats: int) -> str:
+    """From packed codes to streams and back, and of that the coder by itself."""
+
+    def timed(call: Callable[..., Any], *arguments: list[Any]) -> tuple[list[Any], str]:
+        found, seconds = best_of(repeats, lambda: list(map(call, *arguments)))
+        return found, f"{sum(t.size for t in tensors) / seconds / 1e6:.0f}"
+
+    def encode(tensor: QuantizedTensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return entropy.encode_pieces(streams.symbols_in_pieces(tensor), count)
+
+    def decode(coded: tuple[np.ndarray, np.ndarray], tensor: QuantizedTensor) -> np.ndarray:
+        levels = int(tensor.levels.shape[-1])
+        return streams.packed_codes(*coded, tensor.size, tensor.bits, levels, tensor.coding)
+
+    def decode_only(coded: tuple[np.ndarray, np.ndarray], tensor: QuantizedTensor) -> np.ndarray:
+        return entropy.decode(*coded, tensor.size)
+
+    counts = [streams.symbols_of_levels(int(t.levels.shape[-1]), t.coding) for t in tensors]
+    symbols = [np.concatenate(list(streams.symbols_in_pieces(t))) for t in tensors]
+    coded, encoding = timed(encode, tensors, counts)
+    _, coding = timed(entropy.encode, symbols, counts)
+    packed, decoding = timed(decode, coded, tensors)
+    again, undoing = timed(decode_only, coded, tensors)
+    for found, tensor in zip(packed, tensors, strict=True):
+        np.testing.assert_array_equal(found, tensor.codes)
+    np.testing.assert_array_equal(np.concatenate(again), np.concatenate(symbols))
+    return (
+        f"{sum(t.size for t in tensors) / 1e6:.2f} M codes; M codes a second: "
+        f"encode {encoding} (coder {coding}), decode {decoding} (coder {undoing})"
+    )
+
+
 HEADER = "levels  bits a code  encode MB/s  decode MB/s  over entropy  prediction over size"
 
 
@@ -76,7 +126,12 @@ def main() -> None:
     parser.add_argument("--bits", type=float, action="append", help="entropy, repeatable")
     parser.add_argument("--repeats", type=int, default=3, help="the best counts")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--network", help="measure the tensors of a network instead, at --bits")
     chosen = parser.parse_args()
+    if chosen.network:
+        for bits in chosen.bits or (4.0,):
+            measure_network(chosen.network, bits, chosen.repeats)
+        return
     rows = []
     if not chosen.json:
         print(f"{chosen.size / 1e6:g} M codes of a byte each, MB of them a second of one core")

@@ -25,6 +25,8 @@ LIMITS = {np.dtype(np.uint8): 2**8 - 1, np.dtype(np.uint16): 2**16 - 1, np.dtype
 _PRECISION = 24
 PIECE = 1 << 18
 """Codes at a time: constriction takes and gives int32."""
+HELD = 32
+"""Pieces that are held while they are coded."""
 
 
 def encode(codes: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +59,7 @@ def encode(codes: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
 def encode_pieces(pieces: Sequence[np.ndarray], levels: int) -> tuple[np.ndarray, np.ndarray]:
     """As `encode`, of codes that are cut into pieces; where does not matter.
 
-    Each piece is asked for twice, and one is held at a time: they may be made when asked for.
+    They may be made when asked for: `HELD` are held at most, and those of more are asked for twice.
 
     >>> codes = np.array([1, 1, 0, 1, 3, 1], np.uint8)
     >>> encode_pieces([codes[:4], codes[4:]], 4)[1].tolist() == encode(codes, 4)[1].tolist()
@@ -65,6 +67,8 @@ def encode_pieces(pieces: Sequence[np.ndarray], levels: int) -> tuple[np.ndarray
     """
     if not 1 <= levels <= 256:
         raise InputError(f"levels is {levels}; it has to be 1 to 256")
+    if len(pieces) <= HELD:
+        pieces = list(pieces)
     counts = np.zeros(256, np.int64)
     for piece in pieces:
         counts += np.bincount(piece, minlength=256)

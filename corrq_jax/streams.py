@@ -13,7 +13,7 @@ import numpy as np
 
 from corrq_jax import entropy
 from corrq_jax.codings import along_trellis
-from corrq_jax.core import trellis, ungerboeck
+from corrq_jax.core import ungerboeck
 from corrq_jax.tensor import QuantizedTensor, packed_from
 
 _streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[Any, Any]]
@@ -83,5 +83,4 @@ class _Symbols(Sequence[np.ndarray]):
         return len(self.pieces)
 
     def __getitem__(self, index: Any) -> Any:
-        found = trellis.indices_of_piece(self.pieces[index], spread=1)
-        return ungerboeck.symbols(found, self.levels)
+        return ungerboeck.symbols_of_codes(self.pieces[index], self.levels)

@@ -1,6 +1,7 @@
 """Entropy coding: codes come back, take what the entropy says, and damage is an error."""
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -84,10 +85,30 @@ def test_the_stream_is_that_of_an_independent_coder(case):
 def test_where_codes_are_cut_does_not_matter(case, cuts):
     codes, levels = case
     whole = entropy.encode(codes, levels)
-    cut = entropy.encode_pieces(np.split(codes, sorted(cuts)), levels)
-    for a, b in zip(whole, cut, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
+    pieces = np.split(codes, sorted(cuts))
+    for held in (0, len(pieces)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(entropy, "HELD", held)
+            cut = entropy.encode_pieces(pieces, levels)
+        for a, b in zip(whole, cut, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("held", "asked"), [(3, [0, 1, 2]), (2, [0, 1, 2, 2, 1, 0])])
+def test_few_pieces_are_made_once(monkeypatch, held, asked):
+    class Pieces(Sequence):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            found.append(range(3)[index])
+            return np.array([0, 1, 2], np.uint8)
+
+    found = []
+    monkeypatch.setattr(entropy, "HELD", held)
+    entropy.encode_pieces(Pieces(), 3)
+    assert found == asked
 
 
 @pytest.mark.parametrize("bits", [1, 4, 6])

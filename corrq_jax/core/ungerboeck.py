@@ -14,7 +14,7 @@ Let ``u_i`` be the lowest bit of code i, and ``m_i`` the others. With the taps H
 level of index ``4 m_i + 2 z1_i + z0_i``. Before the first weight of a segment all u are 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import xor
 from typing import Any, NamedTuple
@@ -145,13 +145,35 @@ def symbols(index: Any, levels: int) -> Any:
     >>> symbols(np.arange(8), 8).tolist()
     [0, 3, 1, 2, 2, 1, 3, 0]
     """
-    last = levels // 2 - 1
-    rank = index >> 1
-    return rank + (index & 1) * (last - 2 * rank)  # last - rank in the odd half; uint8 wraps around
+    return _turned(index >> 1, index & 1, levels)
+
+
+def symbols_of_codes(codes: np.ndarray, levels: int) -> np.ndarray:
+    """The symbols of the levels that codes select, on the host.
+
+    Args:
+        codes: uint8[n], the first being the first of a segment, each below ``levels // 2``.
+        levels: how many levels there are, a multiple of 4.
+
+    Returns:
+        uint8[n], each below ``levels // 2``.
+
+    >>> symbols_of_codes(np.array([0, 1, 1, 2], np.uint8), 8).tolist()
+    [0, 1, 1, 3]
+    """
+    columns = _columns(codes)
+    low = columns & 1
+    rank = (columns & 254) + _parity(low, H0)
+    return _flat(_turned(rank, _parity(low, H1), levels), codes.size)
 
 
 def codes_of_symbols(found: np.ndarray, levels: int) -> np.ndarray:
-    """The codes whose levels have these symbols: the inverse of `symbols`.
+    """The codes whose levels have these symbols: the inverse of `symbols_of_codes`.
+
+    The lowest bit of a symbol is ``z0 + z1`` modulo 2, since ``levels // 2 - 1`` is odd: a
+    polynomial in the delay D times the codes' lowest bits. Modulo 2, ``p(D)**2 = p(D**2)``, so
+    ``p(D) p(D**2) p(D**4) ...`` becomes 1 once all delays are longer than a segment, and all
+    factors but the first undo p.
 
     Args:
         found: uint8[n], the first being the first of a segment, each below ``levels // 2``.
@@ -161,23 +183,36 @@ def codes_of_symbols(found: np.ndarray, levels: int) -> np.ndarray:
         uint8[n].
 
     >>> codes = np.array([0, 1, 1, 2, 1, 3], np.uint8)
-    >>> codes_of_symbols(symbols(np.asarray(level_indices(codes)), 8), 8).tolist()
+    >>> codes_of_symbols(symbols_of_codes(codes, 8), 8).tolist()
     [0, 1, 1, 2, 1, 3]
     """
-    count = -(-found.size // SEGMENT)
-    # A row for each place in a segment: every step is one of whole rows.
-    padded = np.pad(found, (0, count * SEGMENT - found.size))
-    rows = padded.reshape(count, SEGMENT).T.copy()
-    codes = np.empty_like(rows)
-    low = np.zeros((SEGMENT + MEMORY, count), np.uint8)
+    columns = _columns(found)
+    low, taps = columns & 1, set(H0) ^ set(H1)
+    while any(0 < j < SEGMENT for j in taps):
+        low, taps = _parity(low, taps), {2 * j for j in taps}
+    rank = _turned(columns, _parity(low, H1), levels)
+    return _flat(rank & 254 | low, found.size)
 
-    def parity(i: int, taps: tuple[int, ...]) -> np.ndarray:
-        return reduce(xor, (low[i + MEMORY - j] for j in taps))
 
-    last = np.uint8(levels // 2 - 1)
-    for i, row in enumerate(rows):
-        z0 = parity(i, H1)
-        rank = np.where(z0, last - row, row)
-        low[i + MEMORY] = rank & 1 ^ parity(i, H0[1:])
-        codes[i] = rank >> 1 << 1 | low[i + MEMORY]
-    return codes.T.reshape(-1)[: found.size]
+def _turned(x: Any, is_turned: Any, levels: int) -> Any:
+    """``levels // 2 - 1 - x`` where ``is_turned`` is 1, x where it is 0; twice it is x again."""
+    return x + is_turned * (levels // 2 - 1 - 2 * x)  # uint8 wraps around
+
+
+def _columns(x: np.ndarray) -> np.ndarray:
+    """uint8[SEGMENT, segments], zeros at the end: to go back by j places is to go back j rows."""
+    count = -(-x.size // SEGMENT)
+    return np.pad(x, (0, count * SEGMENT - x.size)).reshape(count, SEGMENT).T.copy()
+
+
+def _flat(columns: np.ndarray, size: int) -> np.ndarray:
+    return columns.T.reshape(-1)[:size]
+
+
+def _parity(bits: np.ndarray, taps: Iterable[int]) -> np.ndarray:
+    """The sum, modulo 2, of the bits so many places before in the same segment."""
+    found = np.zeros_like(bits)
+    for j in taps:
+        if j < SEGMENT:
+            found[j:] ^= bits[: SEGMENT - j]
+    return found

@@ -99,6 +99,7 @@ def test_symbols_are_codes_in_other_words(quarter, size, seed):
     # In one half levels are counted from below, in the other from above.
     mirrored = np.where(index % 2, levels - 1 - index, index)
     np.testing.assert_array_equal(found, mirrored // 2)
+    np.testing.assert_array_equal(ungerboeck.symbols_of_codes(codes, levels), found)
     again = ungerboeck.codes_of_symbols(found.astype(np.uint8), levels)
     np.testing.assert_array_equal(again, codes)
 
