@@ -5,13 +5,16 @@ which may be given a limit. See benchmarks/README.md.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
+import h5py
 import ml_dtypes
 import numpy as np
 
@@ -21,6 +24,7 @@ from corrq_jax.readers.safetensors_file import write_safetensors
 HIDDEN, INNER, VOCABULARY, KEYS = 4096, 11008, 32000, 1024
 BLOCK = 1 << 22
 MB = 1e6
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 CHILD = """
 import json, resource, sys, time
@@ -31,10 +35,10 @@ def status(field):
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 job = json.loads(sys.argv[1])
-if job["limit"]:
+if job.get("limit"):
     resource.setrlimit(getattr(resource, job["kind"]), (job["limit"], job["limit"]))
 started = time.perf_counter()
-if job["restore"]:
+if job.get("restore"):
     corrq.dequantize_file(job["source"], job["target"])
 else:
     corrq.quantize_file(job["source"], job["target"], corrq.Config(**job["options"]))
@@ -64,9 +68,8 @@ def shapes(nbytes: float) -> dict[str, tuple[int, ...]]:
     return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
 
 
-def weights(seed: int, shape: tuple[int, ...]) -> LazyArray:
-    """Student's t with 4 degrees of freedom in bfloat16, made when it is asked for, in pieces."""
-    dtype = np.dtype(ml_dtypes.bfloat16)
+def weights(seed: int, shape: tuple[int, ...], dtype: np.dtype = BFLOAT16) -> LazyArray:
+    """Student's t with 4 degrees of freedom, made when it is asked for, in pieces."""
 
     def load() -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -97,6 +100,63 @@ def make(folder: pathlib.Path, nbytes: float, shards: int) -> pathlib.Path:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def write_h5(path: pathlib.Path, arrays: dict[str, LazyArray], **options) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array.load(), **options)
+
+
+def write_keras(path: pathlib.Path, arrays: dict[str, LazyArray]) -> None:
+    """As Keras does: the HDF5 file is stored as it is."""
+    inner = path.with_suffix(".weights.h5")
+    write_h5(inner, arrays)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inner, "model.weights.h5")
+    inner.unlink()
+
+
+def write_npz(path: pathlib.Path, arrays: dict[str, LazyArray], order="C", save=np.savez) -> None:
+    save(path, **{name: np.asarray(array, order=order) for name, array in arrays.items()})
+
+
+in_columns = functools.partial(write_npz, order="F")
+FORMATS = {
+    "h5": (".h5", write_h5),
+    "h5-gzip": (".h5", functools.partial(write_h5, compression="gzip", compression_opts=1)),
+    "keras": (".keras", write_keras),
+    "npz": (".npz", write_npz),
+    "npz-columns": (".npz", in_columns),
+    "npz-columns-compressed": (".npz", functools.partial(in_columns, save=np.savez_compressed)),
+}
+
+
+def measure_formats(chosen: argparse.Namespace) -> None:
+    """Quantize a network in float32 whose largest tensor has that shape, from each format."""
+    named = {"large": chosen.largest, "wide": (1024, 8192), "conv": (3, 3, 512, 512)}
+    arrays = {n: weights(i, s, np.dtype("f4")) for i, (n, s) in enumerate(named.items())}
+    largest = arrays["large"].nbytes
+    for name in chosen.formats:
+        suffix, write = FORMATS[name]
+        source = chosen.folder / f"network{suffix}"
+        target = chosen.folder / "quantized.safetensors"
+        write(source, arrays)
+        result = run({"source": source, "target": target, "options": chosen.options})
+        show(name, result, sum(array.nbytes for array in arrays.values()), largest)
+        for file in (source, target):
+            file.unlink()
+
+
+def show(what: str, result: dict, nbytes: int, largest: int) -> None:
+    allowed = 1.5 * largest + 400 * MB
+    good = "" if result["peak"] <= allowed else "  TOO MUCH"
+    rate = nbytes / MB / result["seconds"]
+    print(
+        f"{what:23} peak {result['peak'] / MB:6.0f} of {allowed / MB:.0f} MB, "
+        f"{result['seconds']:6.1f} s, {rate:5.0f} MB/s{good}",
+        flush=True,
+    )
 
 
 def run(job: dict) -> dict:
@@ -131,7 +191,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="run again, killed so many times")
     parser.add_argument("--restore", action="store_true", help="restore it, too")
     parser.add_argument("--keep", action="store_true", help="leave the files")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="measure these instead")
+    shape = {"type": int, "nargs": "+", "default": (8192, 8192)}
+    parser.add_argument("--largest", **shape, help="shape of the largest tensor in them")
     chosen = parser.parse_args()
+    if chosen.formats:
+        measure_formats(chosen)
+        return
     free, needed = shutil.disk_usage(chosen.folder).free, 3.5e9 * chosen.gigabytes
     if free < needed:
         raise SystemExit(f"{needed / 1e9:.1f} GB of disk are needed, {free / 1e9:.1f} are free")
@@ -141,36 +207,25 @@ def main() -> None:
         make(source, 1e9 * chosen.gigabytes, chosen.shards)
     nbytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     largest = 2 * VOCABULARY * HIDDEN
-    allowed = 1.5 * largest + 400 * MB
     print(f"made in {time.perf_counter() - started:.0f} s: {nbytes / 1e9:.2f} GB", flush=True)
-    print(f"largest tensor {largest / MB:.0f} MB: at most {allowed / MB:.0f} MB are allowed")
     quantized = chosen.folder / "quantized"
     job = {
-        "source": source, "target": quantized, "options": chosen.options, "restore": False,
+        "source": source, "target": quantized, "options": chosen.options,
         "limit": int(1e9 * chosen.limit), "kind": chosen.kind,
     }  # fmt: skip
 
-    def show(what: str, result: dict) -> None:
-        good = "" if result["peak"] <= allowed else "  TOO MUCH"
-        rate = nbytes / MB / result["seconds"]
-        print(
-            f"{what:10} peak {result['peak'] / MB:6.0f} MB, {result['seconds']:6.1f} s, "
-            f"{rate:5.0f} MB/s{good}",
-            flush=True,
-        )
-
     result = run(job)
-    show("quantized", result)
+    show("quantized", result, nbytes, largest)
     if chosen.kills:
         again = {**job, "target": chosen.folder / "again"}
         kill_and_go_on(again, chosen.kills, result["seconds"])
-        show("went on", run(again))
+        show("went on", run(again), nbytes, largest)
         files = [str(folder / "corrq.safetensors") for folder in (quantized, again["target"])]
         same = subprocess.run(["cmp", *files], check=False).returncode == 0
         print("the same bytes" if same else "OTHER BYTES")
     if chosen.restore:
         job = {**job, "source": quantized, "target": chosen.folder / "restored", "restore": True}
-        show("restored", run(job))
+        show("restored", run(job), nbytes, largest)
     if not chosen.keep:
         for name in ("network", "quantized", "again", "restored"):
             shutil.rmtree(chosen.folder / name, ignore_errors=True)
