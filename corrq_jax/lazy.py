@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+BAND = 1 << 20
+"""Values in a band (`Bands`), where no more have to be read at a time."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazyArray:
@@ -49,3 +52,65 @@ class LazyArray:
             raise ValueError("the values of a LazyArray are read anew each time")
         array = self.load()
         return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def largest_band(size: int) -> int:
+    """Values that a band of an array of that size may have: a quarter, if it is more than `BAND`.
+
+    What has to be gone through as a whole for each band is read four times, however large it is.
+    """
+    return max(BAND, size // 4)
+
+
+class Bands:
+    """Parts of a file's arrays, cut out of bands; the last band read, of whichever array, is kept.
+
+    A band is an index into the first axes of an array, none or several, a slice of the next axis,
+    and all of the axes after it.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, int] | None = None
+        self._values = np.empty(0)
+
+    def part(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        axis: int,
+        lines: int,
+        read: Callable[[tuple[Any, ...]], np.ndarray],
+    ) -> Callable[[int, int], np.ndarray]:
+        """The `LazyArray.part` of an array.
+
+        Args:
+            shape: its shape, without zeros.
+            dtype: its dtype.
+            axis: the axis that is cut into slices.
+            lines: how long they are; the last one may be shorter.
+            read: reads the values at an index, integers and a slice; of any shape.
+        """
+        line = math.prod(shape[axis + 1 :])
+
+        def fill(values: np.ndarray, start: int) -> int:
+            """Copy the values from one on, as many as there are in its band; how many."""
+            *outer, first = (int(i) for i in np.unravel_index(start // line, shape[: axis + 1]))
+            skipped = first % lines * line + start % line
+            if self._key != (read, start - skipped):
+                self._key, self._values = None, np.empty(0)  # before memory for the next is taken
+                first -= first % lines
+                band = slice(first, min(first + lines, shape[axis]))
+                self._values = read((*outer, band)).reshape(-1)
+                self._key = read, start - skipped
+            found = self._values[skipped:][: values.size]
+            values[: found.size] = found
+            return found.size
+
+        def part(first: int, size: int) -> np.ndarray:
+            values = np.empty(size, dtype)
+            done = 0
+            while done < size:
+                done += fill(values[done:], first + done)
+            return values
+
+        return part

@@ -22,6 +22,7 @@ from fuzz_others import (
     make_torch_zip,
     npz_again,
     read_keras,
+    read_twice,
 )
 from fuzz_saved import make_own, plain
 
@@ -97,7 +98,7 @@ KINDS = {
     "safetensors": Kind(
         ".safetensors", make_safetensors, read_weights, safetensors.numpy.load
     ),
-    "npz": Kind(".npz", make_npz, read_weights, npz_again),
+    "npz": Kind(".npz", make_npz, read_twice, npz_again),
     "torch": Kind(".pth", make_torch_zip, read_weights, torch_files.read),
     "torch_old": Kind(".pth", make_torch_legacy, read_weights, torch_files.read),
     "stream": Kind(".stream", make_stream, read_stream,

@@ -16,7 +16,7 @@ import torch_files
 from fuzz_mutations import damaged, damaged_json, to_json
 
 import corrq_jax as corrq
-from corrq_jax.readers import read_weights
+from corrq_jax.readers import open_weights, read_weights
 from corrq_jax.readers.keras_layers import read_keras_layers
 
 CANARY = "canary"
@@ -77,6 +77,16 @@ def _damaged_zip(rng, data, others, member_of=None):
         for name, body in members.items():
             archive.writestr(zipfile.ZipInfo(name), body, method)  # a date would differ by run
     return file.getvalue()
+
+
+def read_twice(path):
+    """As wholes, and again in parts; these have to be the same."""
+    arrays = read_weights(path)
+    with open_weights(path) as found:
+        for name, array in found.items():
+            if array.part is not None:
+                assert array.part(0, array.size).tobytes() == arrays[name].tobytes()
+    return arrays
 
 
 def npz_again(data):
@@ -188,7 +198,7 @@ def make_keras(rng):
 
 def read_keras(path):
     """By both readers; what comes out of the second is the same arrays in another order."""
-    arrays = read_weights(path)
+    arrays = read_twice(path)
     with contextlib.suppress(corrq.CorrqError):
         for layer in read_keras_layers(path):
             for array in layer.arrays:

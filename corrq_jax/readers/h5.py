@@ -10,15 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from corrq_jax import lazy
 from corrq_jax.errors import FileFormatError, require
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.arrays import BFLOAT16, check_dtype, in_memory_order, reading
 
 # More than gzip can ever save; only a damaged or a hostile file claims it.
 _MAX_COMPRESSION = 2000
-
-# Values: parts of longer rows would be read many times over.
-_LONGEST_ROW = 1 << 20
 
 
 def open_h5(
@@ -60,33 +58,47 @@ def _open(path: str | os.PathLike[str], source: str | BinaryIO) -> Iterator[dict
     h5py = require("h5py", "files")
     with contextlib.ExitStack() as stack:
         with reading(path, "a Keras HDF5 file"):
-            root = root_group(h5py, stack.enter_context(h5py.File(source, "r")))
+            # Whole chunks are read: to keep them, for each dataset, would only take memory.
+            file = stack.enter_context(h5py.File(source, "r", rdcc_nbytes=0))
+            root, bands = root_group(h5py, file), lazy.Bands()
             arrays = {
-                name: _lazy(path, name, dataset)
+                name: _lazy(path, name, dataset, bands)
                 for name, dataset in _datasets(h5py, root).items()
                 if not _is_optimizer_state(root, name)
             }
         yield arrays
 
 
-def _lazy(path: str | os.PathLike[str], name: str, dataset: Any) -> LazyArray:
+def _lazy(path: str | os.PathLike[str], name: str, dataset: Any, bands: lazy.Bands) -> LazyArray:
     dtype = dtype_of(path, name, dataset)
 
     def load() -> np.ndarray:
         with reading(path, "a Keras HDF5 file"):
             return read_dataset(path, name, dataset)
 
-    row = math.prod(dataset.shape[1:])
-
-    def part(first: int, size: int) -> np.ndarray:
-        rows = slice(first // row, -(-(first + size) // row))
+    def band(index: tuple[Any, ...]) -> np.ndarray:
         with reading(path, "a Keras HDF5 file"):
-            values = read_dataset(path, name, dataset, rows).reshape(-1)
-        return values[first - rows.start * row :][:size]
+            return read_dataset(path, name, dataset, index)
 
-    # Chunks would be decompressed anew for each part that touches them.
-    has_rows = dataset.ndim > 0 and dataset.chunks is None and 0 < row <= _LONGEST_ROW
-    return LazyArray(dataset.shape, dtype, load, part if has_rows else None)
+    if dataset.ndim == 0 or dataset.size == 0:
+        return LazyArray(dataset.shape, dtype, load)
+    axis, lines = _cut(dataset.shape, dataset.chunks)
+    part = bands.part(dataset.shape, dtype, axis, lines, band)
+    return LazyArray(dataset.shape, dtype, load, part)
+
+
+def _cut(shape: tuple[int, ...], chunks: tuple[int, ...] | None) -> tuple[int, int]:
+    """The axis that a dataset is cut along, and how many lines to read at a time.
+
+    Each chunk is in one band, and so is decompressed once in each pass, unless such a band would
+    have more than a quarter of the dataset.
+    """
+    most = lazy.largest_band(math.prod(shape))
+    line = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    axis = next(i for i in range(len(shape)) if line[i] <= most)
+    chunk = chunks[axis] if chunks else 1
+    whole_chunks = max(lazy.BAND // (line[axis] * chunk), 1) * chunk
+    return axis, min(whole_chunks, most // line[axis])
 
 
 def root_group(h5py: Any, file: Any) -> Any:
@@ -138,13 +150,13 @@ def dtype_of(path: str | os.PathLike[str], name: str, dataset: Any) -> np.dtype:
 
 
 def read_dataset(
-    path: str | os.PathLike[str], name: str, dataset: Any, rows: slice | tuple[()] = ()
+    path: str | os.PathLike[str], name: str, dataset: Any, index: tuple[Any, ...] = ()
 ) -> np.ndarray:
-    """An HDF5 dataset that is called `name` in messages, or some of its rows.
+    """An HDF5 dataset that is called `name` in messages, or what is at an index of it.
 
     Raises:
         FileFormatError: it cannot hold weights.
     """
     dtype = dtype_of(path, name, dataset)
-    array = np.asarray(dataset[rows])
+    array = np.asarray(dataset[index])
     return array.view(BFLOAT16) if dtype == BFLOAT16 else in_memory_order(array)

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from corrq_jax import lazy
 from corrq_jax.atomic import atomic_write
 from corrq_jax.errors import FileFormatError, InputError
 from corrq_jax.lazy import LazyArray
@@ -36,9 +37,9 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
             file = stack.enter_context(pathlib.Path(path).open("rb"))
             if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
                 raise ValueError("it does not begin as a zip archive does")
-            archive = stack.enter_context(zipfile.ZipFile(file))
+            archive, bands = stack.enter_context(zipfile.ZipFile(file)), lazy.Bands()
             arrays = {
-                _array_name(path, info): _lazy(path, archive, info)
+                _array_name(path, info): _lazy(path, archive, info, bands)
                 for info in _members(path, archive)
             }
         yield arrays
@@ -95,7 +96,10 @@ def _array_name(path: str | os.PathLike[str], info: zipfile.ZipInfo) -> str:
 
 
 def _lazy(
-    path: str | os.PathLike[str], archive: zipfile.ZipFile, info: zipfile.ZipInfo
+    path: str | os.PathLike[str],
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    bands: lazy.Bands,
 ) -> LazyArray:
     name = _array_name(path, info)
     with archive.open(info) as member:
@@ -123,14 +127,24 @@ def _lazy(
         with reading(path, "an .npz file"):
             return _read_values(archive, info)
 
+    native = dtype.newbyteorder("=")
+    axes = tuple(n for n in shape if n != 1)
+    if fortran_order and len(axes) > 1 and 0 not in axes:
+
+        def band(index: tuple[slice]) -> np.ndarray:
+            with reading(path, "an .npz file"):
+                return _read_band(archive, info, axes, *index)
+
+        lines = max(lazy.largest_band(math.prod(axes)) // math.prod(axes[1:]), 1)
+        return LazyArray(shape, native, load, bands.part(axes, native, 0, lines, band))
+
     values = _InParts(archive, info, math.prod(shape), dtype)
 
     def part(first: int, size: int) -> np.ndarray:
         with reading(path, "an .npz file"):
             return values.read(first, size)
 
-    is_in_order = len(shape) < 2 or not fortran_order
-    return LazyArray(shape, dtype.newbyteorder("="), load, part if is_in_order else None)
+    return LazyArray(shape, native, load, part)
 
 
 class _InParts:
@@ -178,6 +192,24 @@ def _read_values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         if member.read(1):
             raise ValueError(f"{info.filename!r} is longer than its array")
     return in_memory_order(array)
+
+
+def _read_band(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, axes: tuple[int, ...], rows: slice
+) -> np.ndarray:
+    """Rows of an array that lies columns first; all is gone through, and its checksum compared."""
+    with archive.open(info) as member:
+        _, _, dtype = _header(member)
+        columns, size = math.prod(axes[1:]), axes[0] * dtype.itemsize
+        found = np.empty((rows.stop - rows.start, columns), dtype)
+        step = max(_BLOCK // size, 1)
+        for start in range(0, columns, step):
+            here = np.arange(start, min(start + step, columns))
+            values = np.frombuffer(member.read(here.size * size), dtype).reshape(-1, axes[0])
+            # More axes than two lie in the opposite order, too.
+            there = np.ravel_multi_index(np.unravel_index(here, axes[1:], order="F"), axes[1:])
+            found[:, there] = values[:, rows].T
+    return in_memory_order(found)
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

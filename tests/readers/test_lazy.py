@@ -113,20 +113,6 @@ def test_parts_of_npz_are_checked_at_the_end(tmp_path):
         arrays["w1"].part(0, 2_000_000)
 
 
-def test_what_is_read_as_a_whole(tmp_path):
-    np.savez(tmp_path / "a.npz", f=np.asfortranarray(np.eye(2)), c=np.eye(2))
-    with open_weights(tmp_path / "a.npz") as arrays:
-        assert arrays["f"].part is None  # columns first
-        assert arrays["c"].part is not None
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["scalar"] = np.float32(1)
-        file["long"] = np.zeros((2, (1 << 20) + 1), np.float32)
-        file["short"] = np.zeros((2, 1 << 20), np.float32)
-    compressed = write(tmp_path / "b.h5", {"w": np.eye(2)})
-    with open_weights(tmp_path / "a.h5") as arrays, open_weights(compressed) as more:
-        assert [n for n, a in {**arrays, **more}.items() if a.part is not None] == ["short"]
-
-
 def test_the_library_reads_what_is_written(tmp_path):
     path = tmp_path / "a.safetensors"
     arrays = {"b": np.ones(3, ml_dtypes.bfloat16), "e": np.zeros((0, 2)), "t": LARGE["w1"].T}
