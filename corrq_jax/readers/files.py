@@ -70,8 +70,9 @@ _FOREIGN = {
 def open_weights(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
     """The arrays of a weight file, of which each is read when it is asked for.
 
-    Only one array has to be in memory at a time; PyTorch's files, `.keras` archives and Orbax
-    checkpoints are read whole, though. The arrays can be read while the context is open.
+    Only one array has to be in memory at a time; PyTorch's files, Orbax checkpoints and `.keras`
+    archives that are compressed are read whole, though. The arrays can be read while the context is
+    open.
 
     Args:
         path: the file, as for `read_weights`.

@@ -1,10 +1,8 @@
 """Keras's weights in HDF5: the older layout with layer names, and Keras 3's `.weights.h5`."""
 
 import contextlib
-import io
 import math
 import os
-import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -14,6 +12,7 @@ from corrq_jax import lazy
 from corrq_jax.errors import FileFormatError, require
 from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.arrays import BFLOAT16, check_dtype, in_memory_order, reading
+from corrq_jax.readers.zip_member import open_member
 
 # More than gzip can ever save; only a damaged or a hostile file claims it.
 _MAX_COMPRESSION = 2000
@@ -41,16 +40,17 @@ def open_h5(
 def open_keras(path: str | os.PathLike[str]) -> Iterator[dict[str, LazyArray]]:
     """The weights in a `.keras` archive, as `open_h5`; its code and config are unused.
 
-    The HDF5 file inside of the archive is read whole.
+    The HDF5 file in the archive is checked as a whole, and then read where it lies, as Keras stores
+    it; only if it is compressed, it is unpacked in memory.
 
     Raises:
         FileFormatError: the archive is damaged or holds no 'model.weights.h5'.
         MissingDependencyError: h5py is not installed.
     """
-    with reading(path, "a .keras archive"), zipfile.ZipFile(path) as archive:
-        weights = io.BytesIO(archive.read("model.weights.h5"))
-    with _open(path, weights) as arrays:
-        yield arrays
+    with contextlib.ExitStack() as stack:
+        with reading(path, "a .keras archive"):
+            weights = stack.enter_context(open_member(path, "model.weights.h5"))
+        yield stack.enter_context(_open(path, weights))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ import contextlib
 import io
 import itertools
 import math
+import os
 import tracemalloc
+import zipfile
 
 import h5py
 import numpy as np
@@ -140,6 +142,48 @@ def traced():
         found.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
+
+
+def keras(folder, method, array):
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["w"] = array
+    with zipfile.ZipFile(folder / "a.keras", "w", method) as archive:
+        archive.writestr("config.json", "{}")
+        archive.write(folder / "a.h5", "model.weights.h5")
+        archive.writestr("metadata.json", "{}")
+    return folder / "a.keras"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_keras_archives(tmp_path, method):
+    array = values((100, 100))
+    with open_weights(keras(tmp_path, method, array)) as arrays:
+        assert_same_in_parts(arrays["w"], array, 999)
+        np.testing.assert_array_equal(arrays["w"].load(), array)
+
+
+def test_a_keras_archive_is_not_read_into_memory(tmp_path):
+    path = keras(tmp_path, zipfile.ZIP_STORED, np.zeros((4000, 1000)))
+    with traced() as peak, open_weights(path) as arrays:
+        arrays["w"].part(0, 10)
+    assert peak() < 5e6  # the file has 32 MB
+
+
+def test_damaged_keras_archives(tmp_path):
+    path = keras(tmp_path, zipfile.ZIP_STORED, values((100, 100)))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(corrq_jax.FileFormatError, match=r"a\.keras.*CRC"), open_weights(path):
+        pass
+
+
+def test_a_keras_archive_that_becomes_shorter(tmp_path):
+    path = keras(tmp_path, zipfile.ZIP_STORED, values((100, 100)))
+    with open_weights(path) as arrays:
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(corrq_jax.FileFormatError, match=r"a\.keras.*become shorter"):
+            arrays["w"].part(9_000, 1000)
 
 
 def test_damaged_columns_are_noticed_at_the_first_part(tmp_path):
