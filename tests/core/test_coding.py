@@ -22,7 +22,8 @@ def random_codes(size, bits):
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 7, 8, 9, 16, 70, 100_003])
+# Fewer than what a pattern of bytes holds, as many, and more, with and without a rest.
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100_003])
 def test_pack_is_numpys_bit_stream_and_unpack_its_inverse(bits, size):
     codes = random_codes(size, bits)
     packed = coding.pack(codes, bits)
@@ -92,7 +93,7 @@ def weights_for(boundaries):
     return RNG.permutation(np.clip(x, -32767, 32767).astype(np.float32))
 
 
-@pytest.mark.parametrize("count", [1, 3, 15, 254, 255])
+@pytest.mark.parametrize("count", [1, 254, 255])
 def test_table_and_search_agree_with_numpy(count):
     boundaries = np.asarray(snap(jnp.asarray(spread_boundaries(count))))
     x = weights_for(boundaries)[:5000]
@@ -138,9 +139,9 @@ def test_edges_of_all_bins_are_the_last_float32_of_theirs():
 def test_jit_is_eager_and_vmap_is_a_loop():
     boundaries = np.stack([snap(jnp.asarray(spread_boundaries(15))) for _ in range(3)])
     x = np.stack([weights_for(b)[:500] for b in boundaries])
-    tables, _ = jax.vmap(coding.lookup_table)(boundaries)
-    by_vmap = jax.vmap(coding.assign_by_table)(x, tables)
-    search_by_vmap = jax.vmap(coding.assign_by_search)(x, boundaries)
+    tables, _ = jax.jit(jax.vmap(coding.lookup_table))(boundaries)
+    by_vmap = jax.jit(jax.vmap(coding.assign_by_table))(x, tables)
+    search_by_vmap = jax.jit(jax.vmap(coding.assign_by_search))(x, boundaries)
     for i in range(3):
         xi, b = jnp.asarray(x[i]), jnp.asarray(boundaries[i])
         table, _ = coding.lookup_table(b)
