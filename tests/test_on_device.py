@@ -21,14 +21,15 @@ def weights(shape, seed=0):
 
 
 def tree():
+    shape = (131, 17, 9)  # odd: packed codes end within a byte; one, as each compiles
     return {
-        "large": {"kernel": weights((131, 17, 9))},  # odd: packed codes end within a byte
+        "large": {"kernel": weights(shape)},
         "bfloat16": {"kernel": jnp.asarray(weights((130, 129), 1), jnp.bfloat16)},
         "small": {"kernel": weights((30, 20), 2)},
-        "far": {"kernel": weights((200, 100), 3) * np.float32(1e-33)},  # scaled on the host
-        "offset": {"kernel": weights((200, 100), 4) / 50 + 3},
-        "few": {"kernel": np.sign(weights((200, 100), 5))},
-        "constant": {"kernel": np.ones((200, 100), np.float32)},
+        "far": {"kernel": weights(shape, 3) * np.float32(1e-33)},  # scaled on the host
+        "offset": {"kernel": weights(shape, 4) / 50 + 3},
+        "few": {"kernel": np.sign(weights(shape, 5))},
+        "constant": {"kernel": np.ones(shape, np.float32)},
     }
 
 
