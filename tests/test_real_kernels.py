@@ -49,6 +49,8 @@ def test_grids_reach_brute_force(kernels, bits, grid, levels):
         return oracles.brute_force(w, bits, grid, levels, **sizes)
 
     sizes = {"positions": 60} if grid == "linear" else {"steps": 40}
-    found = ratios(kernels, reference, bits=bits, grid=grid, levels=levels)
+    # The reference takes longest with 256 levels: half of the kernels then.
+    chosen = dict(list(kernels.items())[:: 2 if bits == 8 else 1])
+    found = ratios(chosen, reference, bits=bits, grid=grid, levels=levels)
     # A piecewise constant objective: another pair of parameters may be lucky by this much.
     assert max(found.values()) <= 1.002, max(found, key=found.get)
