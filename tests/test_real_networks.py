@@ -20,7 +20,8 @@ BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
-def exact_products():
+def exact_products(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # the scripts import what they share
     with jax.default_matmul_precision("highest"):
         yield
 
