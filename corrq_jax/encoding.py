@@ -112,9 +112,10 @@ def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
 def _tensor(
     leaf: Leaf, codes: np.ndarray | jax.Array, levels: np.ndarray, bits: int
 ) -> QuantizedTensor:
-    kept = levels if leaf.dtype == "float64" else jnp.asarray(as_stored(leaf, levels))
+    kept = levels if leaf.dtype == "float64" else jax.device_put(as_stored(leaf, levels))
     shape = tuple(int(n) for n in leaf.array.shape)
-    return QuantizedTensor(jax.device_put(codes), kept, shape, leaf.dtype, bits)
+    codes = codes if isinstance(codes, jax.Array) else jax.device_put(codes)
+    return QuantizedTensor(codes, kept, shape, leaf.dtype, bits)
 
 
 def as_stored(leaf: Leaf, levels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """How a tree lies in a file, known before a byte is written; documented in docs/format.md."""
 
 import dataclasses
+import functools
 import json
 import math
 import zlib
@@ -49,6 +50,12 @@ DTYPE_NAMES = {
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
+@functools.cache
+def _stored_name(dtype: np.dtype) -> str:
+    """Cached: numpy takes microseconds to name a dtype, and a plan asks for hundreds."""
+    return DTYPE_NAMES[str(dtype)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """One tensor of the file."""
@@ -64,7 +71,7 @@ class Stored:
     def header(self, start: int) -> dict[str, Any]:
         """Its entry in the header, its data starting at byte ``start`` of all data."""
         return {
-            "dtype": DTYPE_NAMES[str(self.array.dtype)],
+            "dtype": _stored_name(self.array.dtype),
             "shape": [int(n) for n in self.array.shape],
             "data_offsets": [start, start + self.nbytes],
         }
@@ -147,6 +154,7 @@ def _described_nbytes(leaf: str, record: dict[str, Any] | None, parts: list[Stor
     return total
 
 
+@functools.lru_cache(1 << 12)  # a budget asks once for each width
 def overhead_nbytes(
     path: str, shape: tuple[int, ...], dtype: str, rows: Rows | None, how: str
 ) -> int:

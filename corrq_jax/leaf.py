@@ -11,6 +11,7 @@ divided by these scales.
 import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -117,7 +118,7 @@ class Leaf:
     scales: Scales | None = None
     sharding: NamedSharding | None = None
 
-    @property
+    @cached_property
     def dtype(self) -> str:
         """Name of the dtype."""
         return self.array.dtype.name  # whatever its byte order
