@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from corrq_jax.core.interleave import Order, earlier, turns
 from corrq_jax.core.search import argmin
-from corrq_jax.core.segments import LEVELS, before
+from corrq_jax.core.segments import LEVELS, SEGMENT
 
 MEMORY = 8
 """Codes before a weight that matter to it."""
@@ -42,23 +43,26 @@ LANES_ON_DEVICE = 1 << 11
 """And an accelerator, where their costs and choices take half a gigabyte."""
 
 
-def level_indices(codes: jax.Array, spread: Any) -> jax.Array:
-    """Index of the level of each weight, in the order in which they are visited.
+def level_indices(codes: jax.Array, spread: Any, order: Order | None = None) -> jax.Array:
+    """Index of the level of each weight of a block.
 
     Args:
-        codes: uint8[n] in that order, the first being the first of a segment, each below
-            ``LEVELS >> spread``.
+        codes: uint8[..., n], each below ``LEVELS >> spread``.
         spread: how many bits the history adds, `LEAST_SPREAD` to `MOST_SPREAD`.
+        order: in which the weights are visited; that of the codes by default.
 
     Returns:
-        uint8[n].
+        uint8[..., n].
 
     >>> level_indices(jnp.array([0, 1, 1, 2], jnp.uint8), 4).tolist()
     [0, 16, 24, 44]
     """
-    history = before(codes & 1, 1)
-    for length in (1, 2, 4):
-        history = history << length | before(history, length)
+    length = codes.shape[-1]
+    order = Order(length, 1, 1) if order is None else order
+    before = enumerate(earlier(codes & 1, MEMORY, order), 1)
+    history = reduce(or_, (low << (MEMORY - j) for j, low in before))
+    known = jnp.minimum(turns(order, length) % SEGMENT, MEMORY)
+    history &= (STATES * (STATES - 1) >> known).astype(jnp.uint8)  # before a segment all u are 0
     spread = jnp.asarray(spread, jnp.uint8)
     return codes << spread | history * jnp.uint8(MULTIPLIER) >> (jnp.uint8(MEMORY) - spread)
 

@@ -7,6 +7,7 @@ section of it, which keeps apart what lay together.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -63,8 +64,7 @@ def in_turn(x: jax.Array, last: Order | None = None) -> jax.Array:
     >>> in_turn(jnp.arange(10)).tolist()
     [0, 7, 4, 1, 8, 5, 2, 9, 6, 3]
     """
-    last = last_order(x.size) if last is None else last
-    return _taken(x, [order_of(BLOCK).stride, last.stride], last)
+    return by_block(lambda block, order: _taken(block, order.stride, order), x, last)
 
 
 def in_place(x: jax.Array, last: Order | None = None) -> jax.Array:
@@ -73,18 +73,69 @@ def in_place(x: jax.Array, last: Order | None = None) -> jax.Array:
     >>> in_place(in_turn(jnp.arange(10))).tolist()
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
-    last = last_order(x.size) if last is None else last
-    return _taken(x, [order_of(BLOCK).inverse, last.inverse], last)
+    return by_block(lambda block, order: _taken(block, order.inverse, order), x, last)
 
 
-def _taken(x: jax.Array, factors: list[Any], last: Order) -> jax.Array:
+def by_block(
+    call: Callable[[jax.Array, Order], jax.Array], x: jax.Array, last: Order | None = None
+) -> jax.Array:
+    """What a function of blocks, the last axis of its argument, and of their order makes of [n].
+
+    Args:
+        call: elementwise in the other axes.
+        x: the weights, or what belongs to them.
+        last: as for `in_turn`.
+    """
     whole = max(x.size - 1, 0) // BLOCK * BLOCK
-    tail = x[whole:]
-    tail = tail[_multiples(factors[1], last.size, tail.size)]
+    tail = call(x[whole:], last_order(x.size) if last is None else last)
     if not whole:
         return tail
-    head = x[:whole].reshape(-1, BLOCK)[:, _multiples(factors[0], BLOCK, BLOCK)]
-    return jnp.concatenate([head.reshape(-1), tail])
+    head = call(x[:whole].reshape(-1, BLOCK), order_of(BLOCK))
+    # Not concatenated: XLA for CPUs would ask of each element which of the two it is from.
+    joined = jnp.zeros(x.size, tail.dtype)
+    for part, start in ((head.reshape(-1), 0), (tail, whole)):
+        joined = jax.lax.dynamic_update_slice(joined, part, (start,))
+    return joined
+
+
+def turns(order: Order, length: int) -> jax.Array:
+    """int32[length]: the turn at which each weight of a block is visited."""
+    return _multiples(order.inverse, order.size, length)
+
+
+def earlier(x: jax.Array, most: int, order: Order) -> list[jax.Array]:
+    """For each weight of a block what is visited 1, 2, ... turns before it, in a circle.
+
+    Nothing has to be gathered: with a stride s, what is visited j turns before lies ``j * s``
+    before.
+
+    Args:
+        x: what belongs to the weights, [..., n], in their own order.
+        most: how many turns.
+        order: of the block.
+
+    >>> [found.tolist() for found in earlier(jnp.arange(5), 2, Order(5, 3, 2))]
+    [[2, 3, 4, 0, 1], [4, 0, 1, 2, 3]]
+    """
+    length = x.shape[-1]
+    # The barrier keeps XLA from asking, for each of all the shifts, which of the two an element is.
+    twice = jax.lax.optimization_barrier(jnp.concatenate([x, x], axis=-1))
+    is_whole = isinstance(order.size, int) and order.size == length
+
+    def back(distance: Any) -> jax.Array:
+        def cut(start: Any) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(twice, start, length, axis=-1)
+
+        if is_whole:
+            return cut(length - distance)
+        is_around = jnp.arange(length) < distance
+        return jnp.where(is_around, cut(order.size - distance), cut(length - distance))
+
+    return [back(j * order.stride % order.size) for j in range(1, most + 1)]
+
+
+def _taken(block: jax.Array, factor: Any, order: Order) -> jax.Array:
+    return block[..., _multiples(factor, order.size, block.shape[-1])]
 
 
 def _multiples(factor: Any, size: Any, length: int) -> jax.Array:

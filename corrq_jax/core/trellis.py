@@ -12,7 +12,7 @@ import numpy as np
 
 from corrq_jax.core import congruential, ungerboeck
 from corrq_jax.core.density import CHUNK
-from corrq_jax.core.interleave import Order, in_place, in_turn, last_order
+from corrq_jax.core.interleave import Order, by_block, last_order
 from corrq_jax.core.segments import LEVELS
 
 MOST_BITS = 7
@@ -67,7 +67,9 @@ def level_indices(codes: jax.Array, spread: int, last: Order | None = None) -> j
     """
     if spread == 1:
         return ungerboeck.level_indices(codes)
-    return in_place(congruential.level_indices(in_turn(codes, last), spread), last)
+    return by_block(
+        lambda block, order: congruential.level_indices(block, spread, order), codes, last
+    )
 
 
 _indices = partial(jax.jit, static_argnames="spread")(level_indices)
