@@ -1,13 +1,13 @@
-"""The oldest and the newest supported versions, on every Python at hand.
+"""The oldest and the newest supported versions, on the oldest and the newest Python at hand.
 
     python .ci/versions.py [--others]
 
-For each Python that pyproject.toml allows, and that is in ~/.pyenv/versions or on PATH: the newest
-jax, flax and whatever else the core, files and networks need. For the oldest such Python also the
-oldest versions that pyproject.toml allows. Each in an environment of its own, where the tests run
-that reach the core, stored files, entropy coding and Flax, and the command line starts. With
---others the newest versions are left out on the Python that runs this script: .ci/run has tested
-them more thoroughly.
+Of the Pythons that pyproject.toml allows, in ~/.pyenv/versions or on PATH: with the newest of them
+the newest jax, flax and whatever else the core, files and networks need, with the oldest the oldest
+versions that pyproject.toml allows. Each in an environment of its own, where the tests run that
+reach the core, stored files, entropy coding and Flax, and the command line starts. With --others
+the newest versions are left out if this script runs on the newest Python: .ci/run tests them more
+thoroughly.
 """
 
 import argparse
@@ -127,12 +127,9 @@ def main():
         sys.exit(f"no Python {PROJECT['project']['requires-python']} that can make environments")
     for version, path in found.items():
         print(f"Python {'.'.join(map(str, version))}: {path}")
-    oldest = min(found)
-    runs = [("oldest", oldest, oldest_versions())] + [
-        ("newest", version, [])
-        for version in found
-        if not (given.others and version == sys.version_info[:2])
-    ]
+    runs = [("oldest", min(found), oldest_versions())]
+    if not (given.others and max(found) == sys.version_info[:2]):
+        runs.append(("newest", max(found), []))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda one: run(found[one[1]], one[2]), runs)
         is_well = True

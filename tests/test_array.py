@@ -14,7 +14,12 @@ from corrq_jax.core.density import SORTED_SIZE
 
 # Compiles in a fraction of the time: where what is searched does not matter.
 QUICK = Config(3, "linear", fit="range")
-CONFIGS = [Config(4), QUICK, Config(3, "exponential", zero=True), Config(4, "nf4")]
+CONFIGS = [
+    Config(4),
+    Config(2, "linear"),
+    Config(3, "exponential", zero=True),
+    Config(4, "nf4"),
+]
 
 
 def weights(*shape, seed=0, dtype=np.float32):

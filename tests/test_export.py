@@ -50,7 +50,7 @@ def decoded(tensor):
     return weights.reshape(tensor["shape"]).astype(dtype)
 
 
-@pytest.mark.parametrize(("bits", "levels"), [(5, 64), (3, 32), (1, 16)])
+@pytest.mark.parametrize(("bits", "levels"), [(5, 64), (3, 32), (2, 32), (1, 16)])
 def test_a_trellis_is_followed_by_the_rule(bits, levels):
     w = np.random.default_rng(0).normal(size=(100, 93)).astype(np.float32)  # ten segments
     tree, _ = corrq.quantize({"kernel": w}, bits=bits, coding="trellis")
