@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from command_line import write
 from flax import nnx
+from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 from pictures import jpeg
 
@@ -22,6 +23,10 @@ from corrq_jax import cli, fidelity
 from corrq_jax.cli import app
 from corrq_jax.data import batches
 from corrq_jax.flax import functional
+
+# How long an example takes tells how busy the machine is.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # Scripts that tests run in processes of their own, on other devices.
 collect_ignore = ["saved_bytes.py", "sharded_checks.py", "sharded_storage_checks.py"]

@@ -63,7 +63,7 @@ def coded(draw, most=300):
 
 
 @given(coded(most=20_000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_codes_come_back(case):
     codes, levels = case
     frequencies, stream = round_trip(codes, levels)
@@ -73,7 +73,7 @@ def test_codes_come_back(case):
 
 
 @given(coded())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_stream_is_that_of_an_independent_coder(case):
     codes, levels = case
     frequencies, stream = entropy.encode(codes, levels)
@@ -81,7 +81,7 @@ def test_the_stream_is_that_of_an_independent_coder(case):
 
 
 @given(coded(), st.lists(st.integers(0, 300), max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_where_codes_are_cut_does_not_matter(case, cuts):
     codes, levels = case
     whole = entropy.encode(codes, levels)
@@ -218,7 +218,6 @@ def test_size_is_the_entropy(size, bits):
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=256))
 @example([1, 182054594])
-@settings(deadline=None)
 def test_predicted_size_of_huge_tensors(counts):
     counts = np.array(counts)
     predicted = entropy.coded_nbytes(counts)
@@ -230,7 +229,6 @@ def test_predicted_size_of_huge_tensors(counts):
 
 
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=256))
-@settings(deadline=None)
 def test_frequencies_of_huge_tensors_fit(counts):
     counts = np.array(counts)
     frequencies = entropy._frequencies(counts)
@@ -254,7 +252,7 @@ def test_entropy():
 
 
 @given(coded().filter(lambda case: np.unique(case[0]).size > 1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_stream_is_an_error_or_other_codes(case, data):
     codes, levels = case
     frequencies, stream = entropy.encode(codes, levels)
@@ -276,7 +274,7 @@ def test_a_damaged_stream_is_an_error_or_other_codes(case, data):
 
 
 @given(coded(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_frequencies_or_sizes_do_not_hang(case, data):
     codes, levels = case
     frequencies, stream = entropy.encode(codes, levels)

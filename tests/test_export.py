@@ -64,7 +64,7 @@ def kernel(shape=(3, 5, 4, 6)):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     bits=st.integers(1, 8),
     granularity=st.sampled_from(["tensor", "channel", 7]),

@@ -170,7 +170,7 @@ def test_axes_override():
     assert rows_of("w", (2, 3, 4), "channel", [2, 1]) == Rows(2, 12, 1, 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.tuples(*[st.integers(1, 7)] * 3), st.integers(1, 50), st.integers(1, 60))
 def test_folding_and_spreading_in_pieces(sides, group, piece):
     before, channels, after = sides

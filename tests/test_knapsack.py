@@ -46,7 +46,7 @@ def check(found, costs, losses):
 @given(instance=instances(), budget=st.integers(0, 40).map(lambda n: n / 2))
 @example(instance=([np.array([3.0])], [np.array([1.0])]), budget=3.0)
 @example(instance=([np.zeros(2)] * 2, [np.zeros(2)] * 2), budget=0.0)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_within_cost_against_all_choices(instance, budget):
     costs, losses = instance
     found = within_cost(costs, losses, budget)
@@ -65,7 +65,7 @@ def test_within_cost_against_all_choices(instance, budget):
 @given(instance=instances(), limit=st.integers(0, 256).map(lambda n: n / 64))
 @example(instance=([np.array([3.0])], [np.array([1.0])]), limit=1.0)
 @example(instance=([np.zeros(2)] * 2, [np.zeros(2)] * 2), limit=0.0)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_within_loss_against_all_choices(instance, limit):
     costs, losses = instance
     found = within_loss(costs, losses, limit)
@@ -81,7 +81,7 @@ def test_within_loss_against_all_choices(instance, limit):
 
 
 @given(instance=instances(INEXACT), share=st.floats(0, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_within_loss_of_any_floats(instance, share):
     """The best that is possible is possible, and sums are within limits up to rounding."""
     costs, losses = instance
@@ -96,7 +96,7 @@ def test_within_loss_of_any_floats(instance, share):
 
 
 @given(instance=instances(), budget=st.integers(0, 36).map(float))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_budget_is_never_worse_than_the_bound_of_less(instance, budget):
     less, more = (within_cost(*instance, b) for b in (budget, budget + 2))
     if less is not None:
@@ -106,7 +106,7 @@ def test_more_budget_is_never_worse_than_the_bound_of_less(instance, budget):
 
 
 @given(instance=instances())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_hull_is_convex_and_below_every_option(instance):
     for costs, losses in zip(*instance, strict=True):
         path = hull(costs, losses)

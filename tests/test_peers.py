@@ -225,7 +225,7 @@ seeds = st.integers(0, 10_000)
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 5))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=seeds, shape=shapes, bits=st.integers(2, 8), offset=st.floats(-1, 1))
 def test_integers_are_within_half_a_step(seed, shape, bits, offset):
     w = weights(*shape, seed=seed) + np.float32(offset)
@@ -246,7 +246,7 @@ def test_integers_are_within_half_a_step(seed, shape, bits, offset):
             assert (error <= step / 2 * (1 + 1e-4) + 1e-6 * largest).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, shape=shapes)
 def test_once_quantized_stays_as_it_is(seed, shape):
     w = weights(*shape, seed=seed)
@@ -269,7 +269,7 @@ def test_once_quantized_stays_as_it_is(seed, shape):
         np.testing.assert_allclose(once[:, whole], twice[:, whole], atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, shape=shapes, power=st.integers(-3, 3))
 def test_twice_the_weights_are_twice_the_levels(seed, shape, power):
     w, factor = weights(*shape, seed=seed), np.float32(2.0**power)

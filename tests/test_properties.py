@@ -11,9 +11,7 @@ import corrq_jax as corrq
 from corrq_jax.codings import CODINGS
 from corrq_jax.tensor import is_quantized
 
-FEW = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FEW = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
 SHAPES = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 

@@ -200,7 +200,7 @@ def test_refining_fits_each_row(dtype, shape, granularity):
     assert (refined.rows, refined.codes) == (tensor.rows, tensor.codes)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.sampled_from([((30, 20), (-1,)), ((20, 30), (0,)), ((4, 10, 15), (1,))]),
     st.sampled_from(["channel", 2, 7]),

@@ -53,9 +53,7 @@ trees = st.recursive(
 
 
 @given(tree=trees)
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tree_comes_back(tree, tmp_path):
     try:
         again = round_trip(tree, tmp_path)

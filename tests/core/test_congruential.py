@@ -39,7 +39,7 @@ def test_indices_are_those_of_a_shift_register(spread):
     np.testing.assert_array_equal(indices(codes, spread), slow_indices(codes.tolist(), spread))
 
 
-@settings(max_examples=30, deadline=None)  # a piece is padded to a million codes
+@settings(max_examples=30)  # a piece is padded to a million codes
 @given(st.integers(2, 4), st.integers(0, 2100), st.integers(0, 2**32 - 1))
 def test_the_trellis_of_a_tensor_follows_from_its_levels(spread, size, seed):
     bits = 8 - spread
@@ -60,7 +60,7 @@ def test_blocks_are_visited_one_after_another():
         np.testing.assert_array_equal(found[piece], trellis.indices_of_piece(codes[piece], 4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, interleave.BLOCK))
 def test_every_weight_is_visited_once_at_its_turn(size):
     order = interleave.order_of(size)

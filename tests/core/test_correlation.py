@@ -59,7 +59,7 @@ values = hnp.arrays(
 
 
 @given(w=values, gain=st.floats(1e-3, 1e3), offset=st.floats(-1e3, 1e3), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_is_invariant_under_gain_offset_and_permutation(w, gain, offset, seed):
     rng = np.random.default_rng(seed)
     v = w + rng.integers(-4, 5, size=w.size)

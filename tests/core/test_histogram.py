@@ -58,7 +58,7 @@ EDGES = st.floats(-70_000, 70_000, width=32, allow_subnormal=False)
 
 
 @given(st.lists(EDGES, min_size=1, max_size=9), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_edges_by_counting_are_those_of_bisection(boundaries, few):
     points = np.array(BIN_POINTS)
     if few:  # as of sorted weights: few points, the last one repeated
