@@ -1,6 +1,6 @@
 """What decoding takes, by coding: a kernel of a million weights, and one of twenty million.
 
-    python benchmarks/decoding.py        # two minutes
+    python benchmarks/decoding.py        # a minute
 
 Under jit, where a network runs, and outside of it, where pieces are decoded one after the other.
 The best of several calls after the first.

@@ -37,12 +37,12 @@ def quantize_file(
 
     The result is byte for byte what `corrq_jax.quantize` and `corrq_jax.save` (with the report)
     make of the file's arrays; slashes in their names make a tree. Tensors are read in pieces, in
-    each pass anew: in memory are the codes of one. (PyTorch's files, Orbax
-    checkpoints and compressed `.keras` archives, which Keras does not write, are read whole. Of a
-    tensor that lies columns first in an `.npz`, or in large chunks in HDF5, up to about a quarter
-    is in memory; the former is gone through a few times in each pass.) Finished tensors
-    are kept in a hidden folder beside the target, ``.TARGET.parts``, until the target is written: a
-    run that was killed, or that ran out of disk, goes on from there when it is started again.
+    each pass anew: in memory are the codes of one. (PyTorch's files, Orbax checkpoints and
+    compressed `.keras` archives, which Keras does not write, are read whole. Of a tensor that lies
+    columns first in an `.npz`, or in large chunks in HDF5, up to about a quarter is in memory; the
+    former is gone through a few times in each pass.) Finished tensors are kept in a hidden folder
+    beside the target, ``.TARGET.parts``, until the target is written: a run that was killed, or
+    that ran out of disk, goes on from there when it is started again.
 
     A folder with a network of Hugging Face, its weights in one or several safetensors files,
     becomes a folder with ``corrq.safetensors`` in place of them; all else is copied, but for copies

@@ -78,6 +78,12 @@ def synthetic_run(network: str = "EfficientNet-Lite0") -> Run:
     )
 
 
+def quick_run() -> Run:
+    """Of few figures, which take most of the time of writing a report."""
+    run = synthetic_run()
+    return dataclasses.replace(run, results=run.results[:2], densities=(), layers={})
+
+
 def _result(method: str, bits: float) -> Result:
     grid, fit, levels, noise = METHODS[method]
     mixed = method.startswith("mixed")

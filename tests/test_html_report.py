@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from synthetic_run import detailed_run, synthetic_run
+from synthetic_run import detailed_run, quick_run, synthetic_run
 
 from corrq_jax import html_report
 from corrq_jax.errors import InputError
@@ -21,8 +21,6 @@ from corrq_jax.paper import Comparison, Published
 from corrq_jax.results import LayerResult, Run
 
 RUN = synthetic_run()
-# Of few figures, which take most of the time of writing a report.
-QUICK = dataclasses.replace(RUN, results=RUN.results[:2], densities=(), layers={})
 PLAIN = ("linear", "exponential", "linear + correlation", "exponential + correlation", "optimal")
 PUBLISHED = Comparison(
     Published("vgg16", "II", 3, 0.76, PLAIN[2:4]), ((PLAIN[2], 0.7012), (PLAIN[3], 0.6998))
@@ -344,8 +342,8 @@ def test_published_figures_beside_photos_and_unknown_networks():
 
 
 def test_the_report_that_is_written_has_the_published_figures(tmp_path):
-    *_, path = html_report.write_report(QUICK, tmp_path / "report", published=[PUBLISHED])
-    assert path.read_text(encoding="utf-8") == html_report.render(QUICK, [PUBLISHED])
+    *_, path = html_report.write_report(quick_run(), tmp_path / "report", published=[PUBLISHED])
+    assert path.read_text(encoding="utf-8") == html_report.render(quick_run(), [PUBLISHED])
 
 
 def test_no_published_figures_no_word_of_them(page):
@@ -388,15 +386,15 @@ def test_write_report(tmp_path, source):
 def test_an_earlier_report_is_kept_unless_told(tmp_path):
     (tmp_path / "results.csv").write_text("mine")
     with pytest.raises(FileExistsError, match=r"has results\.csv already.*overwrite=True"):
-        html_report.write_report(QUICK, tmp_path)
+        html_report.write_report(quick_run(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
-    html_report.write_report(QUICK, tmp_path, overwrite=True)
+    html_report.write_report(quick_run(), tmp_path, overwrite=True)
     assert (tmp_path / "results.csv").read_text() != "mine"
 
 
 def test_where_no_report_can_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="give a folder"):
-        html_report.write_report(QUICK, tmp_path / "file")
+        html_report.write_report(quick_run(), tmp_path / "file")
     with pytest.raises(FileNotFoundError):
-        html_report.write_report(QUICK, tmp_path / "no" / "report")
+        html_report.write_report(quick_run(), tmp_path / "no" / "report")

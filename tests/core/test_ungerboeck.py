@@ -156,9 +156,8 @@ def test_entropy_coded_it_comes_near_shannons_bound(draw):
         counts = np.bincount(ungerboeck.symbols(index, 256), minlength=128)
         rate = entropy(counts)
         error = noise(x, levels, index)
-        assert (
-            abs(decibels(predicted_noise / error)) < 0.35
-        )  # levels are fitted to a sample of 8,192
+        # Levels are fitted to a sample of 8,192.
+        assert abs(decibels(predicted_noise / error)) < 0.35
         predicted = entropy(np.round(mass[levels_of(0)] + mass[levels_of(1)]))
         assert rate == pytest.approx(predicted, abs=0.05)
         if 1 <= rate <= 5:
