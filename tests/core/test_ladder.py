@@ -42,6 +42,8 @@ QUICK = [name for name, w in ALL.items() if w.size <= 20_000 and name != "shifte
 @pytest.fixture(scope="module")
 def measured():
     """Batches of eight: (names, density, normalization); the densities' shape never differs."""
+    for search in (ladder.ladders_by_width, ladder.ladders_by_step):
+        search.jitted.clear_cache()  # of other tests' shapes: what is compiled is counted below
     found = []
     for samples in (SAMPLES, SMALL, MORE):
         read = [leaves.measure(leaves.read(name, w)) for name, w in samples.items()]
