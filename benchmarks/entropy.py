@@ -50,19 +50,18 @@ def measure(size: int, bits: float, repeats: int) -> dict[str, Any]:
     """A row of the table."""
     codes = make_codes(size, bits)
     counts = np.bincount(codes)
-    (frequencies, stream), encoding = best_of(repeats, lambda: entropy.encode(codes, counts.size))
-    again, decoding = best_of(repeats, lambda: entropy.decode(frequencies, stream, size))
+    stream, encoding = best_of(repeats, lambda: entropy.encode(codes))
+    again, decoding = best_of(repeats, lambda: entropy.decode(stream, size))
     if not np.array_equal(codes, again):
         raise AssertionError("the codes do not come back")
-    nbytes = frequencies.nbytes + stream.nbytes
     least = entropy.entropy(counts) * size / 8
     return {
         "levels": counts.size,
         "entropy": entropy.entropy(counts),
         "encode_mb_per_second": size / encoding / 1e6,
         "decode_mb_per_second": size / decoding / 1e6,
-        "excess": nbytes / least - 1,
-        "prediction": entropy.coded_nbytes(counts) / nbytes - 1,
+        "excess": stream.size / least - 1,
+        "prediction": entropy.predicted_nbytes(counts) / stream.size - 1,
     }
 
 
@@ -84,20 +83,19 @@ def speeds(tensors: list[QuantizedTensor], repeats: int) -> str:
         found, seconds = best_of(repeats, lambda: list(map(call, *arguments)))
         return found, f"{sum(t.size for t in tensors) / seconds / 1e6:.0f}"
 
-    def encode(tensor: QuantizedTensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return entropy.encode_pieces(streams.symbols_in_pieces(tensor), count)
+    def encode(tensor: QuantizedTensor) -> np.ndarray:
+        return entropy.encode_pieces(streams.symbols_in_pieces(tensor))
 
-    def decode(coded: tuple[np.ndarray, np.ndarray], tensor: QuantizedTensor) -> np.ndarray:
+    def decode(stream: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
         levels = int(tensor.levels.shape[-1])
-        return streams.packed_codes(*coded, tensor.size, tensor.bits, levels, tensor.coding)
+        return streams.packed_codes(stream, tensor.size, tensor.bits, levels, tensor.coding)
 
-    def decode_only(coded: tuple[np.ndarray, np.ndarray], tensor: QuantizedTensor) -> np.ndarray:
-        return entropy.decode(*coded, tensor.size)
+    def decode_only(stream: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
+        return entropy.decode(stream, tensor.size)
 
-    counts = [streams.symbols_of_levels(int(t.levels.shape[-1]), t.coding) for t in tensors]
     symbols = [np.concatenate(list(streams.symbols_in_pieces(t))) for t in tensors]
-    coded, encoding = timed(encode, tensors, counts)
-    _, coding = timed(entropy.encode, symbols, counts)
+    coded, encoding = timed(encode, tensors)
+    _, coding = timed(entropy.encode, symbols)
     packed, decoding = timed(decode, coded, tensors)
     again, undoing = timed(decode_only, coded, tensors)
     for found, tensor in zip(packed, tensors, strict=True):
@@ -135,7 +133,7 @@ def main() -> None:
     rows = []
     if not chosen.json:
         print(f"{chosen.size / 1e6:g} M codes of a byte each, MB of them a second of one core")
-        print(f"constriction {version('constriction')}, numpy {np.__version__}", end=", ")
+        print(f"pcodec {version('pcodec')}, numpy {np.__version__}", end=", ")
         print(f"python {platform.python_version()}, {platform.machine()}")
         print(HEADER)
     for bits in chosen.bits or BITS:

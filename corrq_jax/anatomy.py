@@ -11,7 +11,7 @@ class Anatomy(NamedTuple):
     """Bytes of a file, by what they hold; together they are the file.
 
     Attributes:
-        codes: of codes, or of their streams and frequencies.
+        codes: of codes, or of their streams.
         levels: of tables of levels.
         scales: of scales.
         rest: of the tensors that are not quantized.

@@ -138,8 +138,8 @@ class Archive:
         tensor = QuantizedTensor(
             shape=shape, dtype=dtype, bits=bits, rows=rows, coding=how, **arrays
         )
-        if coded:
-            keep_stream(tensor, self._array(name + FREQUENCIES), self._array(name + STREAM))
+        if coded and not self._is_of_version_1(name):
+            keep_stream(tensor, self._array(name + STREAM))
         return tensor
 
     def _packed(self, name: str, size: int, bits: int, levels: LazyArray, how: str) -> LazyArray:
@@ -159,15 +159,15 @@ class Archive:
 
     def _decoded(self, name: str, size: int, bits: int, levels: LazyArray, how: str) -> LazyArray:
         """Packed codes of an entropy-coded tensor."""
-        frequencies, stream = self._array(name + FREQUENCIES), self._array(name + STREAM)
-        count = symbols_of_levels(levels.size, how)
-        if levels.ndim != 1 or frequencies.shape != (count,) or count > 2**bits:
-            raise self._broken(f"frequencies and levels of {name!r} do not fit {bits} bits")
+        stream = self._array(name + STREAM)
+        table = self._array(name + FREQUENCIES) if self._is_of_version_1(name) else None
+        if levels.ndim != 1 or symbols_of_levels(levels.size, how) > 2**bits:
+            raise self._broken(f"the levels of {name!r} do not fit {bits} bits")
 
         def load() -> np.ndarray:
             try:
-                coded = frequencies.load(), stream.load()
-                return packed_codes(*coded, size, bits, levels.size, how)
+                frequencies = None if table is None else table.load()
+                return packed_codes(stream.load(), size, bits, levels.size, how, frequencies)
             except ValueError as error:
                 if isinstance(error, FileFormatError):
                     raise
@@ -223,9 +223,9 @@ class Archive:
             version = record["version"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise self._broken("its corrq record is unreadable") from None
-        if version != VERSION:
+        if version not in range(1, VERSION + 1):
             raise FileFormatError(
-                f"{self.path}: format version {version!r}, and this corrq_jax reads version "
+                f"{self.path}: format version {version!r}, and this corrq_jax reads versions 1 to "
                 f"{VERSION}; upgrade corrq_jax"
             )
         return record
@@ -264,8 +264,14 @@ class Archive:
     def _is_whole(self, name: str, record: dict[str, Any]) -> bool:
         """Whether the file has just the parts of a quantized leaf that its record asks for."""
         found = {part for part in PARTS if name + part in self._entries}
-        codes = {FREQUENCIES, STREAM} if STREAM in found else {CODES}
+        codes = {STREAM} if STREAM in found else {CODES}
+        if STREAM in found and self._record["version"] == 1:
+            codes.add(FREQUENCIES)
         return found == codes | {LEVELS} | ({SCALES} if "rows" in record else set())
+
+    def _is_of_version_1(self, name: str) -> bool:
+        """Whether the stream of an entropy-coded leaf is as files of version 1 have them."""
+        return name + FREQUENCIES in self._entries
 
     def _broken(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {what}; the file is damaged, make or fetch it again")

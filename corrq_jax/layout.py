@@ -19,13 +19,14 @@ from corrq_jax.report import Report
 from corrq_jax.streams import stream_of
 from corrq_jax.tensor import QuantizedTensor, Rows, is_quantized
 
-VERSION = 1
+VERSION = 2
 KEY = "corrq"
 CODES, LEVELS, SCALES = ":codes", ":levels", ":scales"
-FREQUENCIES, STREAM = ":frequencies", ":stream"
+STREAM = ":stream"
+FREQUENCIES = ":frequencies"  # only in files of version 1, beside the stream
 PARTS = (CODES, FREQUENCIES, STREAM, LEVELS, SCALES)
 """What a quantized leaf can be stored as, by the end of the name."""
-OF_CODES = (CODES, FREQUENCIES, STREAM)
+OF_CODES = (CODES, STREAM)
 CONTAINERS = ("leaf", "none", "list", "tuple", "int", "dict")
 """What a node can be that is not a plain dictionary with text keys; "int" has int keys."""
 
@@ -158,7 +159,7 @@ def _described_nbytes(leaf: str, record: dict[str, Any] | None, parts: list[Stor
 def overhead_nbytes(
     path: str, shape: tuple[int, ...], dtype: str, rows: Rows | None, how: str
 ) -> int:
-    """At most how many bytes a quantized leaf takes beside its codes, frequencies and levels.
+    """At most how many bytes a quantized leaf takes beside its codes or their stream, and levels.
 
     Args:
         path: its path.
@@ -174,8 +175,7 @@ def overhead_nbytes(
     size = math.prod(shape)
     codes = {CODES: longest(path + CODES, size)}
     if is_entropy_coded(how):
-        codes = {FREQUENCIES: longest(path + FREQUENCIES, 256, dtype=np.uint16)}
-        codes[STREAM] = longest(path + STREAM, size)
+        codes = {STREAM: longest(path + STREAM, size)}
     parts = {**codes, LEVELS: longest(path + LEVELS, 256, dtype=np.float64)}
     scales = 0
     if rows is not None:
@@ -280,8 +280,7 @@ def parts_of(tensor: QuantizedTensor) -> dict[str, Any]:
     # Streams of a stack differ in length.
     if not is_entropy_coded(tensor.coding) or tensor.codes.ndim > 1:
         return {CODES: _one_stream(tensor), **parts}
-    frequencies, stream = stream_of(tensor)
-    return {FREQUENCIES: frequencies, STREAM: stream, **parts}
+    return {STREAM: stream_of(tensor), **parts}
 
 
 def _record(tensor: QuantizedTensor, noise: float | None) -> dict[str, Any]:

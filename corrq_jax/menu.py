@@ -14,7 +14,7 @@ import numpy as np
 from corrq_jax import encoding, entropy, layout, on_device, sharded_leaf, trellis_leaf
 from corrq_jax import leaf as leaves
 from corrq_jax.candidates import Candidate, Searched
-from corrq_jax.codings import along_trellis
+from corrq_jax.codings import along_trellis, is_entropy_coded
 from corrq_jax.config import Config
 from corrq_jax.core import coding, ungerboeck
 from corrq_jax.core.density import Density, Normalization
@@ -50,8 +50,8 @@ class Option:
             as they are.
         bits: bits of a packed code.
         coding: one of `corrq_jax.codings.CODINGS`.
-        nbytes: bytes in a file, its share of the header included; an upper bound, but entropy-coded
-            along a trellis a prediction.
+        nbytes: bytes in a file, its share of the header included; an upper bound, but a prediction
+            where it is entropy-coded.
         noise: ``1 - rho**2``; with scales or a trellis a prediction.
         price: what a weight of each value costs beside its squared error, where that counts.
     """
@@ -68,7 +68,8 @@ class Option:
     @property
     def is_predicted(self) -> bool:
         """Whether encoding may find another noise, or other bytes."""
-        return self.leaf.scales is not None or along_trellis(self.coding)
+        may_vary = along_trellis(self.coding) or is_entropy_coded(self.coding)
+        return self.leaf.scales is not None or may_vary
 
 
 def _reading(leaf: Leaf) -> Any:
@@ -160,7 +161,7 @@ def _option(item: Measured, candidate: Candidate) -> Option:
         zero = int(np.abs(np.asarray(quantizer.values)).argmin())
         mass = mass.copy()
         mass[ungerboeck.symbols(zero, levels) if how == "entropy-trellis" else zero] += dead
-        codes = entropy.coded_nbytes(mass)
+        codes = entropy.predicted_nbytes(mass)
     noise = min(float(quantizer.noise) * leaf.variance_ratio, 1.0)
     return Option(
         leaf=leaf,

@@ -6,30 +6,29 @@ symbols.
 
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from corrq_jax import entropy
+from corrq_jax import entropy, streams_version_1
 from corrq_jax.codings import along_trellis
 from corrq_jax.core import ungerboeck
 from corrq_jax.tensor import QuantizedTensor, packed_from
 
-_streams: weakref.WeakKeyDictionary[QuantizedTensor, tuple[Any, Any]]
+_streams: weakref.WeakKeyDictionary[QuantizedTensor, Any]
 _streams = weakref.WeakKeyDictionary()  # coding takes time, and a report, a plan and a file want it
 
 
-def keep_stream(tensor: QuantizedTensor, frequencies: Any, stream: Any) -> None:
-    """Let a file of a tensor have this frequencies and stream, which are those of its codes."""
-    _streams[tensor] = frequencies, stream
+def keep_stream(tensor: QuantizedTensor, stream: Any) -> None:
+    """Let a file of a tensor have this stream, which is that of its codes."""
+    _streams[tensor] = stream
 
 
-def stream_of(tensor: QuantizedTensor) -> tuple[Any, Any]:
-    """(frequencies, stream) of one tensor, no stack."""
+def stream_of(tensor: QuantizedTensor) -> Any:
+    """The stream of one tensor, no stack."""
     if tensor not in _streams:
-        count = symbols_of_levels(int(tensor.levels.shape[-1]), tensor.coding)
-        _streams[tensor] = entropy.encode_pieces(symbols_in_pieces(tensor), count)
+        _streams[tensor] = entropy.encode_pieces(symbols_in_pieces(tensor))
     return _streams[tensor]
 
 
@@ -51,25 +50,43 @@ def symbols_of_levels(levels: int, coding: str) -> int:
 
 
 def packed_codes(
-    frequencies: np.ndarray, stream: np.ndarray, size: int, bits: int, levels: int, coding: str
+    stream: np.ndarray,
+    size: int,
+    bits: int,
+    levels: int,
+    coding: str,
+    frequencies: np.ndarray | None = None,
 ) -> np.ndarray:
     """uint8[ceil(size * bits / 8)]: the codes of a stream, packed.
 
     Args:
-        frequencies: of the symbols, as `corrq_jax.entropy.decode` takes them.
-        stream: likewise.
+        stream: as `stream_of` makes it, or that of a file of version 1.
         size: how many weights there are.
         bits: bits of a packed code.
         levels: how many levels there are; a multiple of 4 along a trellis.
         coding: "entropy" or "entropy-trellis".
+        frequencies: of the symbols, in a file of version 1.
 
     Raises:
-        ValueError: frequencies and stream do not belong together.
+        ValueError: the arguments do not belong together, or the stream is damaged.
     """
-    pieces = entropy.decode_pieces(frequencies, stream, size)
+    count = symbols_of_levels(levels, coding)
+    if frequencies is None:
+        pieces = _below(count, entropy.decode_pieces(stream, size))
+    elif frequencies.shape != (count,):
+        raise ValueError(f"{count} codes, and frequencies {frequencies.shape}")
+    else:
+        pieces = streams_version_1.decode_pieces(frequencies, stream, size, entropy.PIECE)
     if along_trellis(coding):
         pieces = (ungerboeck.codes_of_symbols(piece, levels) for piece in pieces)
     return packed_from(pieces, entropy.PIECE, size, bits)
+
+
+def _below(count: int, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        if (largest := int(piece.max())) >= count:
+            raise ValueError(f"the stream has a code {largest}, and there are {count} codes")
+        yield piece
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -275,9 +275,9 @@ def _within_target(
 ) -> tuple[dict[str, tuple[QuantizedTensor, float]], Budget]:
     """Tensors and their noise as a target asks for.
 
-    With scales the noise is a prediction, and so are the bytes of what is entropy-coded along a
-    trellis. Where they were too low for the target, what encoding found takes their place, and the
-    choice is made again.
+    With scales or along a trellis the noise is a prediction, and so are the bytes of what is
+    entropy-coded. Where they were too low for the target, what encoding found takes their place,
+    and the choice is made again.
     """
     promised = str(config.target).endswith("correlation")
     room = bytes_allowed(menus, config, rest)

@@ -44,6 +44,7 @@ def read(data):
         for part in ("codes", "frequencies", "stream", "levels", "scales"):
             if f"{name}:{part}" in tensors:
                 parts[part] = tensors.pop(f"{name}:{part}")
+        assert ("frequencies" in parts) <= (record["version"] == 1)
         leaves[name] = _quantized(about, parts)
     assert whole
     leaves |= tensors
@@ -58,7 +59,7 @@ def _safetensors(data):
     text = data[8 : 8 + size]
     header = json.loads(text.decode())
     record = json.loads(header.pop("__metadata__")["corrq"])
-    assert record["version"] == 1
+    assert record["version"] in (1, 2)
     crc = record["crc32"]
     assert crc[:8] == f"{zlib.crc32(text.replace(crc.encode(), b'0' * len(crc))):08x}"
     entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
@@ -100,9 +101,13 @@ def _quantized(about, parts):
         assert packed.shape[-1] == math.ceil(size * bits / 8)
         codes = unpack(packed, size, bits)
     else:
-        codes = decode(parts["frequencies"], parts["stream"], size)
         assert levels.ndim == 1
-        assert parts["frequencies"].shape == (count,)
+        if "frequencies" in parts:
+            assert parts["frequencies"].shape == (count,)
+            codes = decode_version_1(parts["frequencies"], parts["stream"], size)
+        else:
+            codes = decode(parts["stream"], size)
+            assert (codes < count).all()
         if trellis:
             codes = along_trellis(codes, count)
     assert levels.shape[:-1] == codes.shape[:-1]
@@ -142,7 +147,78 @@ def unpack(packed, size, bits):
     return (stream.reshape(*packed.shape[:-1], size, bits) * weights).sum(-1).astype(np.uint8)
 
 
-def decode(frequencies, stream, size):
+def decode(stream, size):
+    """uint8[size]: the codes in a stream, by tables of asymmetric numeral systems."""
+    assert stream.dtype == np.uint8
+    data = stream.tobytes()
+    assert data[0] == 4
+    assert data[1] >= 1
+    at = 2
+    codes = []
+    for start in range(0, size, 2**22):
+        bits = _Bits(data, at)
+        assert bits.read(8) == 0
+        table, width = _table(bits)
+        at = bits.end()
+        for page in range(start, min(start + 2**22, size), 2**18):
+            bits = _Bits(data, at)
+            states = [bits.read(width) for _ in range(4)]
+            bits = _Bits(data, bits.end())
+            for batch in range(page, min(page + 2**18, size), 256):
+                found = []
+                for i in range(min(256, size - batch)):
+                    lower, extra, base, n = table[states[i % 4]]
+                    states[i % 4] = base + bits.read(n)
+                    found.append((lower, extra))
+                codes += [lower + bits.read(extra) for lower, extra in found]
+            at = bits.end()
+    assert at == len(data)
+    return np.array(codes, np.uint8)
+
+
+def _table(bits):
+    """For each state the lowest code, the bits of what is added to it, and the next state's."""
+    width, count = bits.read(4), bits.read(15)
+    size = 1 << width
+    assert width <= 14
+    assert 1 <= count <= size
+    bins = [(bits.read(width) + 1, bits.read(8), bits.read(4)) for _ in range(count)]
+    assert sum(weight for weight, _, _ in bins) == size
+    assert all(extra <= 8 for _, _, extra in bins)
+    step, place, bin_of = 3 * size // 5 | 1, 0, [0] * size
+    for number, (weight, _, _) in enumerate(bins):
+        for _ in range(weight):
+            bin_of[place] = number
+            place = (place + step) % size
+    seen = [weight for weight, _, _ in bins]
+    table = []
+    for number in bin_of:
+        n = width + 1 - seen[number].bit_length()
+        table.append((*bins[number][1:], (seen[number] << n) - size, n))
+        seen[number] += 1
+    return table, width
+
+
+class _Bits:
+    """Whole numbers in a little-endian stream of bits, from a byte on."""
+
+    def __init__(self, data, at):
+        self.data, self.at = data, 8 * at
+
+    def read(self, n):
+        first, last = self.at // 8, (self.at + n + 7) // 8
+        assert last <= len(self.data)
+        number = int.from_bytes(self.data[first:last], "little") >> self.at % 8
+        self.at += n
+        return number % (1 << n)
+
+    def end(self):
+        """The next whole byte; the bits before it are 0."""
+        assert self.read(-self.at % 8) == 0
+        return self.at // 8
+
+
+def decode_version_1(frequencies, stream, size):
     """uint8[size]: the codes in a stream, by asymmetric numeral systems in whole numbers."""
     f = [int(n) for n in frequencies]
     limit = {1: 255, 2: 65535, 4: 2**24}[frequencies.dtype.itemsize]

@@ -21,7 +21,8 @@ LAYERS = {
     "memory": ("", ""),
     "lazy": ("", "numpy"),
     "report": ("", ""),
-    "entropy": ("errors", "numpy constriction"),
+    "entropy": ("errors", "numpy pcodec"),
+    "streams_version_1": ("", "numpy"),
     "core": ("", "jax numpy"),
     "fields": ("errors", "numpy"),
     "details": ("errors fields", "numpy"),
@@ -36,7 +37,7 @@ LAYERS = {
     "rows": ("", "numpy"),
     "codings": ("", ""),
     "tensor": ("codings core rows sharding", "jax numpy"),
-    "streams": ("codings core entropy tensor", "numpy"),
+    "streams": ("codings core entropy streams_version_1 tensor", "numpy"),
     "config": ("codings core errors", ""),
     "paths": ("errors tensor", "jax"),
     "knapsack": ("", "numpy"),
@@ -159,7 +160,7 @@ LAYERS = {
 }
 FORBIDDEN_AT_IMPORT = [
     *("flax", "matplotlib", "PIL", "h5py", "safetensors", "rich", "typer", "jinja2"),
-    *("tensorflow_datasets", "tensorflow", "torch", "constriction", "grain", "pooch", "keras"),
+    *("tensorflow_datasets", "tensorflow", "torch", "pcodec", "grain", "pooch", "keras"),
 ]
 
 

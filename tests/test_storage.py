@@ -136,7 +136,7 @@ def test_literal_bytes(tmp_path):
     corrq.save(path, TINY)
     b, levels, codes = struct.pack("<2f", 1, -2), struct.pack("<4f", -1, 0, 0.5, 2), b"\xe4"
     header = (
-        '{"__metadata__":{"corrq":"{\\"version\\":1,\\"tensors\\":{\\"w\\":{\\"bits\\":2,'
+        '{"__metadata__":{"corrq":"{\\"version\\":2,\\"tensors\\":{\\"w\\":{\\"bits\\":2,'
         '\\"shape\\":[2,2],\\"dtype\\":\\"F32\\"}},\\"crc32\\":\\"CRC\\"}"},'
         '"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
         '"w:levels":{"dtype":"F32","shape":[4],"data_offsets":[8,24]},'

@@ -94,9 +94,9 @@ def tensor_with(**fields):
 
 
 def test_a_newer_version_says_upgrade(tmp_path):
-    path = rewritten(tmp_path / "a", lambda r: r | {"version": 2})
+    path = rewritten(tmp_path / "a", lambda r: r | {"version": 3})
     with pytest.raises(
-        corrq.FileFormatError, match="version 2, and this corrq_jax reads version 1"
+        corrq.FileFormatError, match="version 3, and this corrq_jax reads versions 1 to 2"
     ):
         corrq.load(path)
 

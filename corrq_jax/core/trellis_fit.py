@@ -42,7 +42,7 @@ TRADE = 0.09
 """Squared steps that a bit is worth: ``D = c step**2`` falls by 2 ln(2) D a bit, and along the
 trellis c is about three quarters of 1/12."""
 LEVEL_BITS = 40
-"""What a level costs in a file: a float32, and half an entry of the table of frequencies."""
+"""What a level costs in a file: a float32, and half of what a symbol does in the stream's table."""
 _CELLS = 1 << 10  # on each side of the median, where levels are placed by the weights in them
 _EVEN = 1 << 9  # of these, which are equally wide; the others reach the farthest weight
 _KEPT = 32  # levels next to the median that stay as close as they are where there are too many

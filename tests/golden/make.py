@@ -55,7 +55,7 @@ def along(levels, shape, dtype="float32", rows=None, how="trellis"):
 
 
 def trellis():
-    """A tree with all that version 1 can say of trellises."""
+    """A tree with all that a file can say of trellises."""
     channels, both = Rows(12, 5, 1, 12), "entropy-trellis"
     return {
         "packed": {f"{bits}": along(2 ** (bits + 1), (40, 53)) for bits in range(1, 8)},
@@ -82,7 +82,7 @@ def long(bits, spread, shape=(40, 53), dtype="float32", rows=None):
 
 
 def long_trellis():
-    """A tree with all that version 1 can say of trellises of long histories."""
+    """A tree with all that a file can say of trellises of long histories."""
     pairs = [(bits, spread) for spread in (2, 3, 4) for bits in range(1, 9 - spread)]
     return {
         "packed": {f"{bits}, {spread}": long(bits, spread) for bits, spread in pairs},
@@ -103,11 +103,11 @@ def stack(tensors):
 
 
 def everything():
-    """A tree with all that version 1 can say."""
+    """A tree with all else that a file can say."""
     floats = {n: RNG.normal(size=5).astype(n) for n in ("float64", "float32", "float16")}
     whole = {n: np.array([0, 1, 100], n) for n in DTYPE_NAMES if "int" in n}
     odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)
-    alone = np.zeros(2**22, np.uint8)
+    alone = np.zeros(2**22 + 10, np.uint8)
     alone[12345] = 1
     channels, groups = Rows(12, 5, 1, 12), Rows(3, 4, 5, 7)
     return {
@@ -115,10 +115,12 @@ def everything():
         "few levels": packed(5, (3, 3, 2)),
         "dtypes": {n: packed(8, (11,), n) for n in ("float16", "bfloat16", "float64")},
         "entropy": {
-            "table of 8 bits": coded(7, (9, 11)),
-            "table of 16 bits": coded(2, (300, 300), p=0.0005),
-            "table of 32 bits": tensor(alone, 2, alone.shape, how="entropy"),
+            "a few": coded(7, (9, 11)),
+            "two pages": coded(2, (600, 600), p=0.0005),
+            "two chunks": tensor(alone, 2, alone.shape, how="entropy"),
+            "bins of several codes": coded(200, (5, 5)),
             "one code": coded(4, (3, 3), p=0.0),
+            "none": coded(4, (0, 3)),
             "float64": coded(200, (20, 20), "float64"),
             "channels": coded(8, (3, 4, 5), "bfloat16", channels),
         },
