@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax import layout, paths, tree
-from corrq_jax.codings import along_trellis, is_entropy_coded
+from corrq_jax.codings import is_entropy_coded
 from corrq_jax.config import Config, matches
 from corrq_jax.core import coding
 from corrq_jax.errors import InputError
@@ -35,14 +35,15 @@ def quantize(
         bits: as for `corrq_jax.quantize`; patterns see a layer's path, such as "blocks/3/kernel"
             for ``params["blocks"]["kernel"][3]``. All layers of a leaf need the same bits.
         stacked: one or several path patterns of what is stacked, such as "blocks".
-        **options: as for `corrq_jax.quantize`, but no target, and codes are packed.
+        **options: as for `corrq_jax.quantize`, but no target, and no entropy coding.
 
     Returns:
         The tree, and the report: a row for each leaf, with ``1 - rho**2`` averaged over its layers.
 
     Raises:
         InputError: as for `corrq_jax.quantize`; a pattern matches nothing, or something without a
-            first axis of layers; layers of one leaf would be treated differently.
+            first axis of layers; layers of one leaf would be treated differently, or come out
+            along different trellises.
 
     >>> params = {"blocks": {"kernel": np.random.default_rng(0).normal(size=(5, 8, 8))}}
     >>> qparams, report = quantize(params, bits=3, stacked="blocks")
@@ -79,11 +80,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
     coding = options.get("coding", config.coding)
     if is_entropy_coded(coding):
         raise InputError(f"stacked= with coding={coding!r}: layers would differ in length")
-    if along_trellis(coding):
-        raise InputError(
-            f"stacked= with coding={coding!r}: a layer of few distinct weights has no trellis; use "
-            "coding='packed', or quantize without stacked="
-        )
 
 
 def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[str, list[str]]:
@@ -124,10 +120,28 @@ def _joined(path: str, leaf: Any, parts: list[Any]) -> Any:
     tensors = [part for part in parts if is_quantized(part)]
     if not tensors:
         return leaf
+    _check_trellis(path, tensors)
     bits = max(tensor.bits for tensor in tensors)
     count = max(tensor.levels.shape[-1] for tensor in tensors)
     alike = [_alike(path, part, tensors[0], bits, count) for part in parts]
     return jax.tree.map(lambda *arrays: _on_device(np.stack(arrays)), *alike)
+
+
+def _check_trellis(path: str, tensors: Sequence[QuantizedTensor]) -> None:
+    """How many levels there are tells which trellis it is: all layers need as many."""
+    counts = {tensor.levels.shape[-1] for tensor in tensors}
+    along = {tensor.is_along_trellis for tensor in tensors}
+    if along == {False} or (along == {True} and len(counts) == 1):
+        return
+    why = (
+        f"with {' and '.join(map(str, sorted(counts)))} levels"
+        if along == {True}
+        else ("and one of few distinct weights has none")
+    )
+    raise InputError(
+        f"{path}: its layers came out along different trellises ({why}), which no stack can hold; "
+        "give them other bits or coding='packed', or quantize without stacked="
+    )
 
 
 def _on_device(array: np.ndarray) -> Any:
