@@ -188,4 +188,5 @@ def _config(size: int):
 
 
 def _wrapped():
-    return require("pcodec", "files").wrapped
+    require("pcodec", "files")
+    return require("pcodec.wrapped", "files")  # no attribute of pcodec before 1.1
