@@ -131,13 +131,12 @@ def _check_trellis(path: str, tensors: Sequence[QuantizedTensor]) -> None:
     """How many levels there are tells which trellis it is: all layers need as many."""
     counts = {tensor.levels.shape[-1] for tensor in tensors}
     along = {tensor.is_along_trellis for tensor in tensors}
-    if along == {False} or (along == {True} and len(counts) == 1):
+    if len(along) == 2:
+        why = "one of few distinct weights has none"
+    elif along == {True} and len(counts) > 1:
+        why = f"with {' and '.join(map(str, sorted(counts)))} levels"
+    else:
         return
-    why = (
-        f"with {' and '.join(map(str, sorted(counts)))} levels"
-        if along == {True}
-        else ("and one of few distinct weights has none")
-    )
     raise InputError(
         f"{path}: its layers came out along different trellises ({why}), which no stack can hold; "
         "give them other bits or coding='packed', or quantize without stacked="
