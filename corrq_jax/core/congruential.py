@@ -18,7 +18,7 @@ a segment all u are 0. Weights are counted as they are visited (`corrq_jax.core.
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from corrq_jax.core.interleave import Order, earlier, turns
 from corrq_jax.core.search import argmin
-from corrq_jax.core.segments import LEVELS, SEGMENT
+from corrq_jax.core.segments import LEVELS, SEGMENT, in_blocks
 
 MEMORY = 8
 """Codes before a weight that matter to it."""
@@ -91,27 +91,9 @@ def encode(x: jax.Array, levels: jax.Array, bits: Any, spread: Any, count: Any =
     Returns:
         uint8[segments, n].
     """
-    segments, n = x.shape
     table = _table(levels, spread)
     places = 1 << (jnp.asarray(bits, jnp.int32) - 1)
-    wanted = jnp.asarray(segments if count is None else count, jnp.int32)
-
-    def of_blocks(x: jax.Array, lanes: int) -> jax.Array:
-        x = jnp.pad(x, ((0, -segments % lanes), (0, 0)))
-        blocks = x.reshape(-1, lanes, n).transpose(0, 2, 1)
-
-        def add(i: jax.Array, codes: jax.Array) -> jax.Array:
-            return codes.at[i].set(_codes(blocks[i], table, places))
-
-        codes = jnp.zeros(blocks.shape, jnp.uint8)
-        codes = jax.lax.fori_loop(0, (wanted + lanes - 1) // lanes, add, codes)
-        return codes.transpose(0, 2, 1).reshape(-1, n)[:segments]
-
-    return jax.lax.platform_dependent(
-        x,
-        cpu=partial(of_blocks, lanes=LANES),
-        default=partial(of_blocks, lanes=min(LANES_ON_DEVICE, segments)),
-    )
+    return in_blocks(lambda x: _codes(x, table, places), x, count, LANES, LANES_ON_DEVICE)
 
 
 def _table(levels: jax.Array, spread: Any) -> jax.Array:

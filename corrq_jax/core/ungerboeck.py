@@ -24,11 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from corrq_jax.core.search import argmin
-from corrq_jax.core.segments import SEGMENT, before
+from corrq_jax.core.segments import SEGMENT, before, in_blocks
 
 MEMORY = 5
 """Codes before a weight that matter to it; the encoder follows ``2**MEMORY`` paths."""
 STATES = 1 << MEMORY
+LANES = 256
+"""Segments that a CPU encodes at a time."""
+LANES_ON_DEVICE = 1 << 12
+"""And an accelerator."""
 H0 = (0, 2, 5)
 """Taps of z1: the bits of Ungerboeck's 45, in octal."""
 H1 = (3,)
@@ -89,7 +93,7 @@ def _best(x: jax.Array, levels: jax.Array, price: jax.Array) -> _Best:
     return jax.lax.fori_loop(0, count, better, start)
 
 
-def encode(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
+def encode(x: jax.Array, levels: jax.Array, price: jax.Array, count: Any = None) -> jax.Array:
     """Codes of smallest squared error, or of smallest sum of it and of what the levels cost.
 
     Args:
@@ -97,10 +101,16 @@ def encode(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
         levels: float32[LEVELS], ascending, infinite beyond those that there are: a multiple of 4.
         price: float32[LEVELS], what a weight of each level costs beside its squared error, such as
             its bits times what a bit is worth; zeros for the smallest squared error.
+        count: how many segments are wanted, all by default; of the others codes may be 0.
 
     Returns:
         uint8[segments, n].
     """
+    return in_blocks(lambda x: _codes(x, levels, price), x, count, LANES, LANES_ON_DEVICE)
+
+
+def _codes(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
+    """uint8[n, lanes]: codes of float32[n, lanes]."""
     cosets = _cosets_of_steps()
     best = _best(x, levels, price)
 
@@ -117,8 +127,8 @@ def encode(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
             choices |= (old < young).astype(jnp.uint32) << state
         return jnp.stack(new), choices
 
-    start = jnp.full((STATES, x.shape[0]), jnp.inf, x.dtype).at[0].set(0)
-    cost, choices = jax.lax.scan(step, start, best.cost.transpose(1, 2, 0))
+    start = jnp.full((STATES, x.shape[1]), jnp.inf, x.dtype).at[0].set(0)
+    cost, choices = jax.lax.scan(step, start, best.cost.transpose(0, 2, 1))
 
     def back(state: jax.Array, choice: jax.Array) -> tuple[jax.Array, jax.Array]:
         oldest = choice >> state & 1
@@ -126,8 +136,7 @@ def encode(x: jax.Array, levels: jax.Array, price: jax.Array) -> jax.Array:
 
     end = argmin(cost.T).astype(jnp.uint32)
     _, low = jax.lax.scan(back, end, choices, reverse=True)
-    low = low.T
-    coset = jax.vmap(level_indices)(low) & 3
+    coset = jax.vmap(level_indices, 1, 1)(low) & 3
     place = jnp.take_along_axis(best.place, coset[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return (place << 1) + low
 
