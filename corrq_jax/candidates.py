@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -15,6 +16,7 @@ from corrq_jax.core import ladder, trellis, trellis_fit, ungerboeck
 from corrq_jax.core.density import BIN_POINTS, Density, Normalization
 from corrq_jax.core.fit import Quantizer, fit_batch
 from corrq_jax.core.segments import LEVELS
+from corrq_jax.side_by_side import side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,28 +106,47 @@ class Searched:
 
     def _along_trellis(self, widths: Sequence[int]) -> Iterator[list[Candidate]]:
         """For every width a candidate of as many values as each tensor's size can bear."""
+        spreads = {
+            (bits, i): trellis.spread_for(bits, size)
+            for bits in widths
+            for i, size in enumerate(self.sizes)
+        }
+        # Four times as many values as codes are not always worth more than twice as many.
+        short = self._fitted(self._short, [at for at, spread in spreads.items() if spread <= 2])
+        long = self._fitted(self._long, [at for at, spread in spreads.items() if spread >= 2])
         for bits in widths:
-            spreads = [trellis.spread_for(bits, size) for size in self.sizes]
-            found: dict[int, list[Candidate]] = {i: [] for i in range(self.count)}
-            # Four times as many values as codes are not always worth more than twice as many.
-            if few := [i for i, spread in enumerate(spreads) if spread <= 2]:
-                starts = self._best(few, [bits + 1] * len(few), LEVELS)
-                fitted = trellis_fit.fit_batch(self._of(few), starts, len(few))
-                for i, row in zip(few, _rows(fitted, len(few)), strict=True):
-                    found[i].append(_along(*row, bits, 1))
-            if many := [i for i, spread in enumerate(spreads) if spread >= 2]:
-                far = [bits + spreads[i] - 2 for i in many]
-                starts = self._best(many, far, LEVELS // 4)
-                own = np.resize(np.array([spreads[i] for i in many], np.int32), len(self.lo))
-                fitted = trellis_fit.fit_batch_by_share(
-                    self._of(many), starts, bits, own, len(many)
-                )
-                for i, row in zip(many, _rows(fitted, len(many)), strict=True):
-                    found[i].append(_along(*row, bits, spreads[i]))
             yield [
-                min(some, key=functools.partial(_cost, size))
-                for size, some in zip(self.sizes, found.values(), strict=True)
+                min(
+                    (found[bits, i] for found in (short, long) if (bits, i) in found),
+                    key=functools.partial(_cost, size),
+                )
+                for i, size in enumerate(self.sizes)
             ]
+
+    def _fitted(
+        self, fit: Callable[[int, list[int]], list[Candidate]], wanted: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], Candidate]:
+        """What a fit finds for each width and tensor that is wanted, by both."""
+        some: dict[int, list[int]] = {}
+        for bits, i in wanted:
+            some.setdefault(bits, []).append(i)
+        found = side_by_side(functools.partial(fit, *of_one) for of_one in some.items())
+        return dict(zip(wanted, itertools.chain.from_iterable(found), strict=True))
+
+    def _short(self, bits: int, some: list[int]) -> list[Candidate]:
+        """Of some tensors twice as many values as codes."""
+        starts = self._best(some, [bits + 1] * len(some), LEVELS)
+        fitted = trellis_fit.fit_batch(self._of(some), starts, len(some))
+        return [_along(*row, bits, 1) for row in _rows(fitted, len(some))]
+
+    def _long(self, bits: int, some: list[int]) -> list[Candidate]:
+        """Of some tensors as many values as their sizes can bear."""
+        spreads = [trellis.spread_for(bits, self.sizes[i]) for i in some]
+        starts = self._best(some, [bits + spread - 2 for spread in spreads], LEVELS // 4)
+        own = np.resize(np.array(spreads, np.int32), len(self.lo))
+        fitted = trellis_fit.fit_batch_by_share(self._of(some), starts, bits, own, len(some))
+        rows = zip(_rows(fitted, len(some)), spreads, strict=True)
+        return [_along(*row, bits, spread) for row, spread in rows]
 
     def _of(self, some: list[int]) -> Density:
         """The densities of some, padded to as many as there are."""

@@ -15,6 +15,7 @@ from corrq_jax.core.interleave import in_place, in_turn, last_order
 from corrq_jax.core.segments import LEVELS, SEGMENT
 from corrq_jax.encoding import assembled, in_one_stream
 from corrq_jax.leaf import Leaf
+from corrq_jax.side_by_side import side_by_side
 from corrq_jax.tensor import QuantizedTensor
 
 _UNIT = 2.0**-16
@@ -34,11 +35,11 @@ class _Sums(NamedTuple):
 def _codes(chunk, valid, norm, levels, price, last, bits, spread):
     """Codes of a piece, a byte each."""
     x = norm.apply(chunk)
+    count = (valid + SEGMENT - 1) // SEGMENT
     if spread == 1:
-        return ungerboeck.encode(_segments(x), levels, price).reshape(-1)[: x.size]
+        return ungerboeck.encode(_segments(x), levels, price, count).reshape(-1)[: x.size]
     # What is not a weight is the same, in whatever pieces the tensor is read.
     rows = _segments(jnp.where(jnp.arange(x.size) < valid, in_turn(x, last), 0), pad=0.0)
-    count = (valid + SEGMENT - 1) // SEGMENT
     codes = congruential.encode(rows, levels, bits, spread, count).reshape(-1)[: x.size]
     return in_place(codes, last)
 
@@ -88,14 +89,19 @@ def encode(
     spread = trellis.spread_of(bits, len(values))
     parts = []
 
+    def of_piece(chunk: Any, valid: int, to_x: Any) -> tuple[jax.Array, _Sums]:
+        order, count = last_order(valid), np.int32(valid)
+        found = _codes(chunk, count, to_x, levels, prices, order, np.int32(bits), spread=spread)
+        with jax.enable_x64(True):
+            sums = _sums(chunk, count, to_x, levels, found, order, spread=spread)
+        return jax.block_until_ready((coding.pack(found, bits), sums))
+
     def codes_in_pieces() -> Iterator[jax.Array]:
-        for (chunk, valid), to_x in zip(leaf.unscaled(), leaf.norms(norm), strict=False):
-            order, count = last_order(valid), np.int32(valid)
-            found = _codes(chunk, count, to_x, levels, prices, order, np.int32(bits), spread=spread)
-            with jax.enable_x64(True):
-                sums = _sums(chunk, count, to_x, levels, found, order, spread=spread)
+        pieces = zip(leaf.unscaled(), leaf.norms(norm), strict=False)
+        calls = (partial(of_piece, *piece, to_x) for piece, to_x in pieces)
+        for packed, sums in side_by_side(calls):
             parts.append(jax.device_get(sums))
-            yield coding.pack(found, bits)
+            yield packed
 
     codes = in_one_stream(leaf, codes_in_pieces(), bits)
     sums = _Sums(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
