@@ -170,7 +170,7 @@ def decode(stream, size):
                     lower, extra, base, n = table[states[i % 4]]
                     states[i % 4] = base + bits.read(n)
                     found.append((lower, extra))
-                codes += [lower + bits.read(extra) for lower, extra in found]
+                codes += [(lower + bits.read(extra)) % 256 for lower, extra in found]
             at = bits.end()
     assert at == len(data)
     return np.array(codes, np.uint8)

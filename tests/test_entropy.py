@@ -100,7 +100,7 @@ def test_pages_and_chunks_come_back(size):
 
 def test_a_chunk_has_a_table_of_its_own():
     codes = np.r_[np.full(CHUNK, 3, np.uint8), samples(1000, 3)]
-    np.testing.assert_array_equal(spec_reader.decode(round_trip(codes), codes.size), codes)
+    assert round_trip(codes).size < entropy.encode(codes[CHUNK:]).size + 20
 
 
 def test_codes_need_not_be_contiguous_or_writable():
