@@ -257,10 +257,12 @@ def plan(
     by_name = {s.name: s for s in stored}
     if strict and "__metadata__" in by_name:
         raise InputError("safetensors keeps the name '__metadata__' for itself; rename that leaf")
-    if strict and len(by_name) < len(stored):
-        names = [s.name for s in stored]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"two leaves would be stored under the name {twice[0]!r}; rename one")
+    # Also those parts that a tensor does not have: a reader could not tell them from a leaf.
+    kept = {name + part for name in tensors for part in PARTS}
+    if strict and (wrong := sorted(kept.intersection(leaves))):
+        raise InputError(
+            f"{wrong[0]!r} is a name of what a quantized leaf is stored as; rename that leaf"
+        )
     return Plan(tuple(leaves), by_name, tensors, containers)
 
 
