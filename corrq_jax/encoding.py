@@ -14,7 +14,8 @@ from corrq_jax.core import coding
 from corrq_jax.core.compiling import jit_search
 from corrq_jax.core.density import CHUNK, SORTED_SIZE, Normalization
 from corrq_jax.core.fit import Quantizer
-from corrq_jax.leaf import Leaf, ahead, part_of
+from corrq_jax.leaf import Leaf, part_of
+from corrq_jax.side_by_side import ahead
 from corrq_jax.tensor import QuantizedTensor, empty_to_hand_over
 
 _lookup_table = jit_search(coding.lookup_table)

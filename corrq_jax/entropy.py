@@ -140,8 +140,8 @@ def predicted_nbytes(counts: np.ndarray) -> int:
 
     The entropy, 0.1 % of it, and for each code that occurs a little less than the bits that say how
     often it does, of a table for every `CHUNK`. The three numbers were chosen on rounded normal and
-    Laplace samples of 100 to a million codes, a little too high: nine in ten predictions for 10,000
-    codes and more are within 0.6 %.
+    Laplace samples of 100 to a million codes, a little too high: for a hundred other such samples,
+    of 10,000 to a million codes, predictions were within 0.6 %, nine in ten within 0.4 %.
 
     Args:
         counts: how often each of the levels' codes occurs.

@@ -9,7 +9,6 @@ divided by these scales.
 """
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import repeat
@@ -26,15 +25,13 @@ from corrq_jax.core.compiling import jit_search
 from corrq_jax.errors import InputError
 from corrq_jax.lazy import LazyArray
 from corrq_jax.rows import Rows, Spread
+from corrq_jax.side_by_side import IN_FLIGHT, ahead
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Dtypes that can be quantized."""
 
 # Below this XLA flushes to zero what it multiplies; such tensors are scaled up on the host first.
 TINY = 2.0**-100
-
-# Pieces are copied when they are handed over; so many at a time keep the device busy.
-_IN_FLIGHT = 2
 
 # Weights that `distinct` looks at first.
 _FEW = 1 << 12
@@ -343,7 +340,7 @@ def _counts_in_pieces(leaf: Leaf, norm: core.Normalization) -> jax.Array:
         zip(leaf.unscaled(), leaf.norms(norm), strict=False)
     ):
         counts = _accumulate(counts, chunk, np.int32(valid), to_x)
-        if i % _IN_FLIGHT == 0:
+        if i % IN_FLIGHT == 0:
             counts.block_until_ready()
     return counts
 
@@ -355,16 +352,6 @@ def _live(leaf: Leaf) -> tuple[Any, int]:
         return chunk, valid
     x = np.asarray(chunk)[:valid][next(leaf.spread(leaf.scales.values))[:valid] > 0]
     return (_pad(x, leaf.piece) if x.size else chunk), x.size
-
-
-def ahead(launched: Iterator[Any], steps: int = _IN_FLIGHT) -> Iterator[Any]:
-    """The results of an iterator that launches them, a few steps behind it."""
-    waiting: deque[Any] = deque()
-    for part in launched:
-        waiting.append(part)
-        if len(waiting) > steps:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def distinct(leaf: Leaf, most: int) -> np.ndarray | None:

@@ -14,7 +14,8 @@ from corrq_jax.core.density import CHUNK
 from corrq_jax.core.interleave import last_order
 from corrq_jax.encoding import largest_level
 from corrq_jax.granularity import fold, lengths
-from corrq_jax.leaf import Leaf, Scales, ahead
+from corrq_jax.leaf import Leaf, Scales
+from corrq_jax.side_by_side import ahead
 from corrq_jax.tensor import QuantizedTensor, Rows
 
 # Weights whose squares are summed on the host, at a time: they stay in its cache.

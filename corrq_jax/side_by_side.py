@@ -1,20 +1,36 @@
-"""Calls in threads, which make XLA use more than one core of a CPU for loops of small steps.
+"""Work that is begun before the results of what came before are taken: launches, and calls.
 
 What one thread launches on a CPU XLA runs one after the other, and such a loop, as codes along a
-trellis take, keeps one core busy: 196 ns a weight so, and 108 by two threads on two cores.
+trellis take, keeps one core busy: 196 ns a weight so, and 108 by calls of two threads on two cores.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
 
 T = TypeVar("T")
+IN_FLIGHT = 2
+"""Pieces are copied when they are handed over; so many at a time keep a device busy."""
 MOST = 8
 """Threads at most: each has a piece of a tensor, and what its codes take, in memory."""
+
+
+def ahead(launched: Iterator[T], steps: int = IN_FLIGHT) -> Iterator[T]:
+    """What an iterator launches, a few steps behind it.
+
+    >>> list(ahead(iter("abcd")))
+    ['a', 'b', 'c', 'd']
+    """
+    waiting: deque[T] = deque()
+    for part in launched:
+        waiting.append(part)
+        if len(waiting) > steps:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def side_by_side(calls: Iterator[Callable[[], T]]) -> Iterator[T]:
@@ -33,9 +49,8 @@ def side_by_side(calls: Iterator[Callable[[], T]]) -> Iterator[T]:
     [1, 2, 3]
     """
     threads = min(_cores(), MOST) if jax.default_backend() == "cpu" else 1
-    for first in calls:
+    if first := next(calls, None):
         yield first()
-        break
     if threads == 1:
         yield from (call() for call in calls)
         return
@@ -46,14 +61,9 @@ def side_by_side(calls: Iterator[Callable[[], T]]) -> Iterator[T]:
         with jax.enable_x64(x64), jax.default_device(device):
             return call()
 
-    running: deque[Future[T]] = deque()
     with ThreadPoolExecutor(threads, "corrq") as pool:
-        for call in calls:
-            running.append(pool.submit(as_here, call))
-            if len(running) == threads:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        running = (pool.submit(as_here, call) for call in calls)
+        yield from (future.result() for future in ahead(running, threads - 1))
 
 
 def _cores() -> int:
