@@ -59,10 +59,10 @@ def _streams():
 
 
 def make_stream(rng):
-    """Number of the codes, and their stream after the version of its library."""
+    """Number of the codes, and their stream."""
     stream, size = rng.choice(_streams())
     if rng.random() < 0.9:
-        stream = stream[:2] + damaged(rng, stream[2:])
+        stream = damaged(rng, stream)
     if rng.random() < 0.3:
         size = rng.choice((size + 1, size - 1, 0, 2 * size, rng.randrange(5000)))
     return json.dumps(max(size, 0)).encode().ljust(40) + stream
