@@ -62,6 +62,7 @@ def stages(tree: dict[str, jax.Array], weights: int) -> None:
     arrays = list(tree.values())
     ends = report("extents", lambda: on_device.extents(arrays), weights)
     norms = [jax.jit(core.normalization)(lo, hi) for lo, hi in ends]
+    on_host = jax.device_get(norms)
 
     def counted(way: Callable[[jax.Array], jax.Array]) -> Callable[[], list[jax.Array]]:
         one = jax.jit(lambda w, norm: way(core.key(norm.apply(w))))
@@ -79,15 +80,15 @@ def stages(tree: dict[str, jax.Array], weights: int) -> None:
         call = functools.partial(fit.fit_batch, batch, lo, hi, norm, method, len(lo))
         found = report(f"search of all layers, {grid}", call, weights, repeats=5)
         if grid == "optimal":
-            boundaries = found.boundaries
+            boundaries, values = np.asarray(found.boundaries), np.asarray(found.values)
     widths = functools.partial(ladder.ladders_by_width, batch, len(lo))
     report("search of all widths", widths, weights, repeats=3)
     steps = functools.partial(ladder.ladders_by_step, batch, len(lo))
     report("search of entropy-coded steps", steps, weights, repeats=3)
 
     def encoded() -> list[jax.Array]:
-        each = zip(flat.values(), norms, boundaries, strict=True)
-        return [on_device.codes(w, n, None, b, BITS) for w, n, b in each]
+        each = zip(flat.values(), on_host, boundaries, values, strict=True)
+        return [on_device.codes(w, n, None, b, v, BITS) for w, n, b, v in each]
 
     report("codes, packed", encoded, weights)
 

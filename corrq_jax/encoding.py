@@ -33,28 +33,30 @@ def _codes_by_search(chunk, norm, boundaries, bits):
 
 def encode(leaf: Leaf, norm: Normalization, quantizer: Quantizer, bits: int) -> QuantizedTensor:
     """Assign every weight to its level and pack the codes, in one pass over the pieces."""
+    levels = _levels(leaf, norm, quantizer.values)
     if leaf.is_whole:
-        boundaries = np.asarray(quantizer.boundaries, np.float32)
-        codes = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, bits)
-    else:
-        parts = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
-        codes = in_one_stream(leaf, ahead(parts), bits)
-    return assembled(leaf, norm, codes, quantizer.values, bits)
+        boundaries = np.asarray(quantizer.boundaries)
+        codes, kept = on_device.codes(leaf.flat, norm, leaf.factors, boundaries, levels, bits)
+        return _tensor(leaf, codes, kept, bits)
+    parts = _codes_in_pieces(leaf, norm, jnp.asarray(quantizer.boundaries), bits)
+    return _tensor(leaf, in_one_stream(leaf, ahead(parts), bits), levels, bits)
 
 
 def assembled(
     leaf: Leaf, norm: Normalization, codes: Any, values: Any, bits: int
 ) -> QuantizedTensor:
     """The tensor of packed codes and of values in normalized units, with the scales of the leaf."""
-    if leaf.scales is None:
-        levels = levels_in_weight_units(leaf, norm, values)
-        return _tensor(leaf, codes, levels, bits)
+    return _tensor(leaf, codes, _levels(leaf, norm, values), bits)
+
+
+def _levels(leaf: Leaf, norm: Normalization, values: Any) -> np.ndarray:
+    """Values in normalized units as the levels that are kept."""
     with np.errstate(over="ignore"):  # of a float64 level above the largest weight
         levels = levels_in_weight_units(leaf, norm, values)
-    limit = largest_level(leaf, float(leaf.scales.values.max()))
-    tensor = _tensor(leaf, codes, np.clip(levels, -limit, limit), bits)
-    scales = jax.device_put(leaf.scales.values)
-    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
+    if leaf.scales is not None:
+        limit = largest_level(leaf, float(leaf.scales.values.max()))
+        levels = np.clip(levels, -limit, limit)
+    return as_stored(leaf, levels)
 
 
 def _codes_in_pieces(
@@ -98,31 +100,37 @@ def levels_in_weight_units(leaf: Leaf, norm: Normalization, values: Any) -> np.n
 
 
 def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
-    """Store a leaf of few distinct weights without loss, in as few bits as they need.
-
-    Scales are left out.
-    """
+    """Store a leaf of few distinct weights and no scales without loss, in as few bits as can be."""
     bits = max(1, int(values.size - 1).bit_length())
     codes = np.empty(leaf.flat.size, np.uint8)
     for start in range(0, leaf.flat.size, CHUNK):
         part = np.asarray(part_of(leaf.flat, start, CHUNK))
         codes[start : start + CHUNK] = np.searchsorted(values, part)
-    return _tensor(leaf, np.asarray(coding.pack(codes, bits)), values.astype(np.float64), bits)
+    packed = np.asarray(coding.pack(codes, bits))
+    return _tensor(leaf, packed, as_stored(leaf, values.astype(np.float64)), bits)
 
 
-def _tensor(
-    leaf: Leaf, codes: np.ndarray | jax.Array, levels: np.ndarray, bits: int
-) -> QuantizedTensor:
-    kept = levels if leaf.dtype == "float64" else jax.device_put(as_stored(leaf, levels))
+def _tensor(leaf: Leaf, codes: Any, levels: Any, bits: int) -> QuantizedTensor:
+    """The tensor of codes and levels, both where they lie or sent to the device, and scales."""
     shape = tuple(int(n) for n in leaf.array.shape)
-    codes = codes if isinstance(codes, jax.Array) else jax.device_put(codes)
-    return QuantizedTensor(codes, kept, shape, leaf.dtype, bits)
+    # Float64 levels stay on the host, where jax keeps float32.
+    kept = levels if leaf.dtype == "float64" else _sent(levels)
+    tensor = QuantizedTensor(_sent(codes), kept, shape, leaf.dtype, bits)
+    if leaf.scales is None:
+        return tensor
+    scales = jax.device_put(leaf.scales.values)
+    return dataclasses.replace(tensor, scales=scales, rows=leaf.scales.rows)
+
+
+def _sent(array: Any) -> jax.Array:
+    return array if isinstance(array, jax.Array) else jax.device_put(array)
 
 
 def as_stored(leaf: Leaf, levels: np.ndarray) -> np.ndarray:
-    """float32 levels that the leaf's dtype can hold.
+    """The levels in float32, or those of a float64 leaf in float64, as far as its dtype holds them.
 
     A fitted level can lie above the largest weight (an offset, a midpoint of an empty cell).
     """
     limit = float(jnp.finfo(leaf.dtype).max)
-    return np.clip(levels, -limit, limit).astype(np.float32)
+    kept = np.clip(levels, -limit, limit)
+    return kept if leaf.dtype == "float64" else kept.astype(np.float32)

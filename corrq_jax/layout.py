@@ -200,8 +200,7 @@ def rest_nbytes(tree: Any, quantized: set[str]) -> int:
     return file.file_nbytes - sum(n for (path, _), n in own if path in quantized) + slack
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 def plan(

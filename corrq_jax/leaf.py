@@ -127,7 +127,7 @@ class Leaf:
             return self.flat.size
         return core.SORTED_SIZE if self.flat.size <= core.SORTED_SIZE else core.CHUNK
 
-    @property
+    @cached_property
     def is_whole(self) -> bool:
         """Whether it is one piece, on an accelerator."""
         as_it_is = self.factor == 1 and self.dtype != "float64"
@@ -318,9 +318,9 @@ def _what_is_not_finite(path: str, array: Any) -> str:
 
 def measure(leaf: Leaf) -> tuple[core.Density, core.Normalization]:
     """The density of a leaf, in one pass over its pieces."""
-    ends = np.float32(leaf.lo), np.float32(leaf.hi)
+    ends = np.array([leaf.lo, leaf.hi], np.float32)
     if leaf.is_whole:
-        density, norm = on_device.density(leaf.flat, *ends, leaf.factors)
+        density, norm = on_device.density(leaf.flat, ends, leaf.factors)
     elif leaf.piece == core.SORTED_SIZE:
         norm = _normalization(*ends)
         chunk, valid = _live(leaf)

@@ -5,6 +5,7 @@ Everything here comes from densities; an option says what `encode` then makes of
 
 import dataclasses
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -103,19 +104,16 @@ def options(
         widths: the widths that their packed codes may have.
         coded: whether they may be entropy-coded as well.
     """
-    repeat = [min(i, len(batch) - 1) for i in range(batch_size(batch[0]))]
-    density = _stacked_densities([batch[i].density for i in repeat])
-    norms = jax.device_get([item.norm for item in batch])
-    batch = [item._replace(norm=norm) for item, norm in zip(batch, norms, strict=True)]
-    lo, hi = np.array([[batch[i].leaf.lo, batch[i].leaf.hi] for i in repeat], np.float32).T
+    repeat = [batch[min(i, len(batch) - 1)] for i in range(batch_size(batch[0]))]
+    density, norm, occupied = _together(repeat)
+    batch = [item._replace(norm=jax.tree.map(itemgetter(i), norm)) for i, item in enumerate(batch)]
+    lo, hi = np.array([[item.leaf.lo, item.leaf.hi] for item in repeat], np.float32).T
     sizes = [item.leaf.flat.size for item in batch]
-    norm = _stacked(batch[i].norm for i in repeat)
     searched = Searched(density, norm, lo, hi, sizes, len(batch))
     found = [
         [_option(item, candidate) for candidate in candidates]
         for item, candidates in zip(batch, searched.candidates(config, widths, coded), strict=True)
     ]
-    occupied = _occupied(density.counts)
     for i, item in enumerate(batch):
         most = max(len(o.quantizer.values) for o in found[i] if o.quantizer is not None)
         exact = _exact(item, int(occupied[i]), most)
@@ -126,28 +124,25 @@ def options(
     return found
 
 
-def _occupied(counts: jax.Array) -> np.ndarray:
-    """How many points of each density have weights."""
-    if on_device.holds(counts):
-        return np.asarray(jnp.count_nonzero(counts, axis=1))
-    return np.count_nonzero(np.asarray(counts), axis=1)
+def _together(batch: Sequence[Measured]) -> tuple[Density, Normalization, np.ndarray]:
+    """A batch of densities, made where they are, on a CPU without a compilation.
 
-
-def _stacked_densities(densities: Sequence[Density]) -> Density:
-    """A batch of densities: made where they are, on a CPU without a compilation."""
-    if any(on_device.holds(d.counts) for d in densities):
-        return _stacked_there(*densities)
-    return jax.device_put(_stacked(densities))
+    Beside them, on the host, their normalizations and how many points of each have weights.
+    """
+    pairs = [(item.density, item.norm) for item in batch]
+    if any(on_device.holds(density.counts) for density, _ in pairs):
+        density, *rest = _together_there(*pairs)
+        return density, *jax.device_get(rest)
+    density, norm = jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *pairs)
+    return jax.device_put(density), norm, np.count_nonzero(density.counts, axis=1)
 
 
 @jax.jit
-def _stacked_there(*densities: Density) -> Density:
-    return jax.tree.map(lambda *a: jnp.stack(a), *densities)
-
-
-def _stacked(trees):
-    """One tree of arrays with a first axis, on the host."""
-    return jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *trees)
+def _together_there(
+    *pairs: tuple[Density, Normalization],
+) -> tuple[Density, Normalization, jax.Array]:
+    density, norm = jax.tree.map(lambda *a: jnp.stack(a), *pairs)
+    return density, norm, jnp.count_nonzero(density.counts, axis=1)
 
 
 def _option(item: Measured, candidate: Candidate) -> Option:

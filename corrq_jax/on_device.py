@@ -53,42 +53,57 @@ class Scaled(NamedTuple):
 
 @jax.jit
 def density(
-    w: jax.Array, lo: Any, hi: Any, factors: jax.Array | None
+    w: jax.Array, ends: np.ndarray, factors: jax.Array | None
 ) -> tuple[core.Density, core.Normalization]:
     """The density of a tensor.
 
     Args:
         w: weights, more than `corrq_jax.core.density.SORTED_SIZE`.
-        lo: the smallest, times its factor.
-        hi: the largest, likewise.
+        ends: float32[2], the smallest and the largest, times its factor.
         factors: [w.size], what the weights are multiplied by; None for none.
     """
-    norm = core.normalization(lo, hi)
+    norm = core.normalization(ends[0], ends[1])
     to_x = Scaled(factors, norm)
     counts = core.accumulate(core.empty_counts(), w.reshape(-1), jnp.int32(w.size), to_x)
     return core.binned(counts), norm
 
 
-@partial(jax.jit, static_argnames="bits")
 def codes(
     w: jax.Array,
     norm: core.Normalization,
     factors: jax.Array | None,
-    boundaries: jax.Array | np.ndarray,
+    boundaries: np.ndarray,
+    levels: np.ndarray,
     bits: int,
-) -> jax.Array:
-    """Packed codes of a tensor, uint8[ceil(size * bits / 8)].
+) -> tuple[jax.Array, jax.Array]:
+    """Packed codes of a tensor, uint8[ceil(size * bits / 8)], and the levels beside them.
 
     Args:
         w: weights.
         norm: from weights, times their factors, to normalized units.
         factors: as of `density`.
-        boundaries: float32[levels - 1], ascending, in normalized units.
+        boundaries: float32[n - 1], ascending, in normalized units.
+        levels: float32[n] or fewer, in whatever units.
         bits: of a code.
     """
-    boundaries = jnp.asarray(boundaries)
+    spare = boundaries.size + 1 - levels.size
+    padded = np.pad(levels, (0, spare)) if spare else levels
+    # One array: on the way to an accelerator its size does not count, but how many there are does.
+    numbers = np.concatenate([[norm.center, norm.scale], boundaries, padded], dtype=np.float32)
+    packed, there = coded(w, factors, numbers, bits)
+    return packed, jax.device_put(levels) if spare else there  # not sliced: each count compiles
+
+
+@partial(jax.jit, static_argnames="bits")
+def coded(
+    w: jax.Array, factors: jax.Array | None, numbers: jax.Array | np.ndarray, bits: int
+) -> tuple[jax.Array, jax.Array]:
+    """`codes`, its numbers one after the other."""
+    numbers = jnp.asarray(numbers)
+    count = numbers.size // 2
+    boundaries, levels = numbers[2 : count + 1], numbers[count + 1 :]
     table, exact = coding.lookup_table(boundaries)
-    to_x = Scaled(factors, norm)
+    to_x = Scaled(factors, core.Normalization(numbers[0], numbers[1]))
 
     def by_table(w: jax.Array) -> jax.Array:
         return coding.pack(coding.assign_by_table(to_x.apply(w), table), bits)
@@ -96,7 +111,7 @@ def codes(
     def by_search(w: jax.Array) -> jax.Array:
         return coding.pack(coding.assign_by_search(to_x.apply(w), boundaries), bits)
 
-    return jax.lax.cond(exact, by_table, by_search, w.reshape(-1))
+    return jax.lax.cond(exact, by_table, by_search, w.reshape(-1)), levels
 
 
 @partial(jax.jit, static_argnames=("rows", "size"))

@@ -64,7 +64,9 @@ def test_boundaries_within_a_bin_are_searched():
     boundaries = jnp.asarray(np.quantile(norm.apply(w), [0.3, 0.5001, 0.9]).astype(np.float32))
     _, exact = on_device.coding.lookup_table(boundaries)
     assert not exact
-    codes = on_device.coding.unpack(on_device.codes(w, norm, None, boundaries, 2), w.size, 2)
+    packed, levels = on_device.codes(w, norm, None, boundaries, np.arange(4), 2)
+    codes = on_device.coding.unpack(packed, w.size, 2)
+    np.testing.assert_array_equal(levels, np.arange(4))
     np.testing.assert_array_equal(codes, np.searchsorted(boundaries, norm.apply(w), side="left"))
 
 
@@ -78,7 +80,7 @@ def test_every_weight_gets_the_value_of_its_row(rows):
 
 def test_a_shape_compiles_once(elsewhere):
     corrq.quantize({"kernel": jnp.asarray(weights((150, 151)))}, bits=3)
-    before = on_device.codes._cache_size(), on_device.density._cache_size()
+    before = on_device.coded._cache_size(), on_device.density._cache_size()
     other = {f"{i}": {"kernel": jnp.asarray(weights((150, 151), i))} for i in range(3)}
     corrq.quantize(other, bits=3)
-    assert (on_device.codes._cache_size(), on_device.density._cache_size()) == before
+    assert (on_device.coded._cache_size(), on_device.density._cache_size()) == before
