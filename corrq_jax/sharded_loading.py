@@ -156,6 +156,7 @@ def _tensor(source: _Folder, name: str, sharding: NamedSharding | None) -> Quant
         bits=record["bits"],
         scales=source.whole(name + SCALES) if rows is not None else None,
         rows=rows,
+        coding=record.get("coding", "packed"),
         blocks=blocks,
     )
     if sharding is None:
@@ -168,11 +169,14 @@ def _tensor_on_mesh(
 ) -> QuantizedTensor:
     blocks, stored = blocks_of(sharding, tensor.ndim), source.shape(name + CODES)
     if blocks is not None and (
-        tensor.rows is not None or tensor.levels.ndim > 1 or tensor.dtype == "float64"
+        tensor.rows is not None
+        or tensor.levels.ndim > 1
+        or tensor.dtype == "float64"
+        or tensor.is_along_trellis
     ):
         raise InputError(
-            f"{name}: tensors with scales, stacks and float64 are not shared out over a mesh; give "
-            "a sharding without axes, or none at all"
+            f"{name}: tensors with scales or along a trellis, stacks and float64 are not shared "
+            "out over a mesh; give a sharding without axes, or none at all"
         )
     if any(n % count for n, count in zip(tensor.shape, blocks or (), strict=False)):
         raise InputError(

@@ -111,6 +111,17 @@ def test_from_host_memory_onto_a_mesh(tmp_path):
     assert_equal(found, corrq.dequantize(tree))
 
 
+@pytest.mark.parametrize("coding", ["trellis", "entropy-trellis"])
+def test_along_a_trellis(coding, tmp_path):
+    tree, _ = corrq.quantize(floats(), bits=3, coding=coding)
+    corrq.save_sharded(tmp_path, tree)
+    assert_equal(corrq.load_sharded(tmp_path), corrq.dequantize(tree))
+    found = corrq.load_sharded(tmp_path, shardings=jax.tree.map(lambda _: on(P()), SHARDINGS))
+    assert_equal(found, corrq.dequantize(tree))
+    with pytest.raises(corrq.InputError, match="along a trellis"):
+        corrq.load_sharded(tmp_path, shardings=SHARDINGS)
+
+
 def test_saving_again_replaces_and_leaves_nothing(saved, tmp_path):
     _, tree, _ = saved
     corrq.save_sharded(tmp_path, tree)
