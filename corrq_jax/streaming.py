@@ -12,6 +12,7 @@ from corrq_jax import model_folders, paths
 from corrq_jax.atomic import atomic_folder, atomic_write, new_folder_of, target_of
 from corrq_jax.config import Config
 from corrq_jax.errors import CorrqError, InputError
+from corrq_jax.layout import OF_CODES
 from corrq_jax.parts import Parts
 from corrq_jax.readers import open_weights
 from corrq_jax.readers.model_folder import weight_files
@@ -179,7 +180,7 @@ def nested(arrays: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[st
     Raises:
         InputError: they are those of a quantized file.
     """
-    if any(name.endswith(":codes") for name in arrays):
+    if any(name.endswith(OF_CODES) for name in arrays):
         raise InputError(f"{source} is quantized already; corrq dequantize turns it back")
     tree: dict[str, Any] = {}
     for name, array in arrays.items():

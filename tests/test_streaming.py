@@ -273,6 +273,15 @@ def test_errors_leave_nothing_behind(source, tmp_path):
     assert source.stat().st_size == before
 
 
+@pytest.mark.parametrize("coding", ["packed", "entropy"])
+def test_what_is_quantized_already_is_an_error(coding, source, tmp_path):
+    quantized, again = tmp_path / "q.safetensors", tmp_path / "again.safetensors"
+    corrq.quantize_file(source, quantized, corrq.Config(select="middle", coding=coding))
+    with pytest.raises(corrq.InputError, match=r"q\.safetensors is quantized already"):
+        corrq.quantize_file(quantized, again)
+    assert not again.exists()
+
+
 def test_a_folder_of_something_else_is_not_removed(source, tmp_path):
     folder = tmp_path / ".q.safetensors.parts"
     folder.mkdir()
