@@ -59,6 +59,7 @@ def quantize(
     apart = _apart(entries, layers)
     options = {name: value for name, value in options.items() if name != "importance"}
     quantized, report = tree.quantize(apart, bits, **options)
+    _check_bits(options.get("config") or Config(bits), quantized, layers)
     joined = [
         _joined(path, leaf, [quantized[part] for part in layers[path]])
         if path in layers
@@ -82,6 +83,16 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise InputError(f"stacked= with coding={coding!r}: layers would differ in length")
 
 
+def _check_bits(
+    config: Config, quantized: Mapping[str, Any], layers: Mapping[str, list[str]]
+) -> None:
+    """All layers of a leaf were asked to have the same bits, whatever they came out with."""
+    for path, parts in layers.items():
+        widths = {config.widths_of(part) for part in parts if is_quantized(quantized[part])}
+        if len(widths) > 1:
+            raise InputError(f"{path}: all layers of a stack need the same bits")
+
+
 def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[str, list[str]]:
     """For each stacked leaf the paths of its layers: the index after what the pattern names."""
     layers: dict[str, list[str]] = {}
@@ -93,10 +104,12 @@ def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[s
         unused -= set(found)
         if not np.ndim(leaf) or is_quantized(leaf):
             raise InputError(f"stacked={found[0]!r}: {path} has no first axis of layers")
+        if not np.size(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue  # nothing of either is quantized
         keys = path.split("/")
         heads = ("/".join(keys[:n]) for n in range(1, len(keys) + 1))
         head = next(head for head in heads if any(matches(head, p) for p in found))
-        layers[path] = [f"{head}/{i}{path[len(head) :]}" for i in range(len(leaf))]
+        layers[path] = [f"{head}/{i}{path[len(head) :]}" for i in range(np.shape(leaf)[0])]
     if unused:
         raise InputError(
             f"stacked={min(unused)!r} matches no leaf; the paths are: "

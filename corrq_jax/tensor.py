@@ -110,7 +110,8 @@ class QuantizedTensor:
         if sharding is not None:
             return _decoded(self, sharding, sharding_of(self.levels))
         if self.levels.ndim > 1:
-            return jnp.stack([self._at(i).dequantize() for i in range(self.codes.shape[0])])
+            layers = [self._at(i).dequantize() for i in range(self.codes.shape[0])]
+            return (np if isinstance(layers[0], np.ndarray) else jnp).stack(layers)
         return self.whole()._in_pieces()
 
     def whole(self) -> "QuantizedTensor":

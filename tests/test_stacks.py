@@ -11,6 +11,7 @@ import corrq_jax as corrq
 import corrq_jax.flax
 from corrq_jax import stacks
 from corrq_jax.errors import InputError
+from corrq_jax.readers import read_weights
 from corrq_jax.tensor import is_quantized
 
 LAYERS, WIDTH = 4, 16
@@ -94,6 +95,28 @@ def test_layers_along_different_trellises_are_an_error(few, message):
         stacks.quantize({"a": {"kernel": kernel}}, bits=1, stacked="a", coding="trellis")
 
 
+def test_what_has_no_layers_to_quantize_is_left():
+    params = weights()
+    params["blocks"] |= {"none": np.zeros((0, 3, 3)), "key": jax.random.split(jax.random.key(0), 4)}
+    qparams, report = stacks.quantize(params, bits=3, stacked="blocks")
+    assert qparams["blocks"]["key"] is params["blocks"]["key"]
+    reason_of = {skipped.path: skipped.reason for skipped in report.skipped}
+    assert (reason_of["blocks/none"], reason_of["blocks/key"]) == ("empty", "a random key")
+
+
+def test_a_stack_of_float64_stays_so(tmp_path):
+    file, back = tmp_path / "net.safetensors", tmp_path / "back.safetensors"
+    params = {"kernel": weights()["blocks"]["query"]["kernel"].astype(np.float64)}
+    qparams, _ = stacks.quantize(params, bits=3, stacked="kernel")
+    corrq.save(file, qparams)
+    corrq.dequantize_file(file, back)
+    decoded = qparams["kernel"].dequantize()
+    assert decoded.dtype == np.float64
+    np.testing.assert_array_equal(read_weights(back)["kernel"], decoded)
+    alone, _ = corrq.quantize({"kernel": params["kernel"][1]}, bits=3)
+    np.testing.assert_array_equal(decoded[1], alone["kernel"].dequantize())
+
+
 def test_patterns_see_the_layers():
     bits = {"blocks/*/query": 3, "head": 4}
     _, report = stacks.quantize(weights(), bits=bits, stacked="bl*s")
@@ -118,6 +141,7 @@ def test_patterns_see_the_layers():
         ({"stacked": "blocks", "coding": "entropy-trellis"}, "='entropy-trellis': layers would"),
         ({"stacked": "blocks", "select": "blocks/2/*"}, "quantized alike, or none"),
         ({"stacked": "blocks", "bits": {"*/2/*": 3}}, "quantized alike, or none"),
+        ({"stacked": "blocks", "bits": {"*/2/*": 3, "*": 4}}, "query/kernel: .*the same bits"),
     ],
 )
 def test_what_cannot_be_stacked(options, message):
