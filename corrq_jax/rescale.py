@@ -189,7 +189,7 @@ class _Errors(NamedTuple):
 
 def _errors(leaf: Leaf, scales: Scales, tensor: QuantizedTensor) -> _Errors:
     # In units of the scaled weights, where nothing overflows.
-    values = np.asarray(tensor.levels, np.float64) * (leaf.factor / scales.unit)
+    values = np.asarray(tensor.levels, np.float64) * leaf.factor / scales.unit
     # As many as codes, so that counts of levels do not compile anew.
     spread = tensor.spread
     values = np.pad(values, (0, 2 ** (tensor.bits + spread) - values.size), mode="edge")
