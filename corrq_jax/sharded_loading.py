@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -50,6 +51,9 @@ class _Folder:
         """A region of an array, from the parts that hold it."""
         array = self.index["arrays"][name]
         spans = [s.indices(n)[:2] for s, n in zip(index, array["shape"], strict=True)]
+        size = [b - a for a, b in spans]
+        if 0 in size:  # of no part
+            return np.empty(size, jnp.dtype(layout.DTYPES[array["dtype"]]))
         out: np.ndarray | None = None
         for number, start, shape in array["parts"]:
             inside = _overlap(spans, [(a, a + n) for a, n in zip(start, shape, strict=True)])
@@ -57,7 +61,7 @@ class _Folder:
                 continue
             part = np.asarray(self._archive(number)[part_name(name, tuple(start))])
             if out is None:
-                out = np.empty([b - a for a, b in spans], part.dtype)
+                out = np.empty(size, part.dtype)
             here = tuple(slice(a - s, b - s) for (a, b), (s, _) in zip(inside, spans, strict=True))
             there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, start, strict=True))
             out[here] = part[there]

@@ -122,6 +122,17 @@ def test_along_a_trellis(coding, tmp_path):
         corrq.load_sharded(tmp_path, shardings=SHARDINGS)
 
 
+def test_empty_arrays(tmp_path):
+    tree = {"here": np.zeros((0, 3), jnp.bfloat16), "there": jnp.zeros((8, 0), device=on(P("x")))}
+    corrq.save_sharded(tmp_path, tree)
+    found = corrq.load_sharded(tmp_path)
+    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {
+        k: (v.shape, v.dtype) for k, v in tree.items()
+    }
+    found = corrq.load_sharded(tmp_path, shardings={"here": on(P()), "there": on(P("x"))})
+    assert found["there"].sharding.is_equivalent_to(tree["there"].sharding, 2)
+
+
 def test_saving_again_replaces_and_leaves_nothing(saved, tmp_path):
     _, tree, _ = saved
     corrq.save_sharded(tmp_path, tree)
