@@ -63,6 +63,10 @@ def _are_pairs(bits: Any) -> bool:
     return isinstance(bits, tuple) and bool(bits) and isinstance(bits[0], tuple)
 
 
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Options of `corrq_jax.quantize`.
@@ -191,6 +195,8 @@ class Config:
             if not bits:
                 raise InputError("bits is an empty mapping: give at least one path pattern")
         if _are_pairs(bits):
+            if not all(map(_is_pair, bits)):
+                raise InputError(f"bits={self.bits!r}: give path patterns, as text, and bits")
             return tuple((pattern, self._some(some, pattern)) for pattern, some in bits)
         return self._some(bits)
 

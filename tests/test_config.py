@@ -148,6 +148,8 @@ def test_bits_are_widths_with_a_target():
             r"bits=\(2, 4\): give a whole number from 1 to 8; to choose from several needs",
         ),
         ({"bits": {"a": (2, 4)}}, r"bits\['a'\]=\(2, 4\): give a whole number from 1 to 8"),
+        ({"bits": {0: 4}}, r"bits=\{0: 4\}: give path patterns, as text, and bits"),
+        ({"bits": (("a", 4), 3)}, r"bits=\(\('a', 4\), 3\): give path patterns"),
         ({"bits": (), "max_bytes": 9}, "bits is empty: give at least one width"),
         ({"bits": {}, "max_bytes": 9}, "bits is an empty mapping: give at least one path"),
         ({"bits": {"a": ()}, "max_bytes": 9}, r"bits\['a'\] is empty: give at least one width"),
