@@ -327,6 +327,8 @@ def _is_record(record: Any) -> bool:
         and len(record["shape"]) <= MOST_AXES
         and all(type(n) is int and n >= 0 for n in record["shape"])
         and _are_rows(record.get("rows", [1, 1, 1, 1]))
+        and type(record.get("noise", 0)) in (int, float)
+        and 0 <= record.get("noise", 0) <= 1
     )
 
 
