@@ -233,6 +233,8 @@ class TestErrors:
             (("--bits", "stem=9"), "1 to 8"),
             (("--bits", "=3"), "PATTERN=NUMBER"),
             (("--bits", "3", "--bits", "4"), "PATTERN="),
+            (("--bits", "stem=3", "--bits", "stem=4"), "'stem' is given twice"),
+            (("--bits", "*=3", "--bits", "4"), "'*=' leaves none"),
             (("--bits", "nothing/*=3"), "stem/kernel"),
             (("--select", "nothing"), "stem/kernel"),
             (("--grid", "nf4", "--bits", "3"), "4 bits"),
@@ -255,6 +257,15 @@ class TestErrors:
     def test_an_output_that_is_named_like_another_format(self, failed, npz, tmp_path):
         assert ".safetensors" in failed("quantize", npz, "-o", tmp_path / "q.npz")
         assert not (tmp_path / "q.npz").exists()
+
+    def test_a_folder_that_is_quantized_already(self, failed, done, tmp_path):
+        net, q = tmp_path / "net", tmp_path / "q"
+        net.mkdir()
+        save_file(arrays(), net / "a.safetensors")
+        index = {"weight_map": dict.fromkeys(arrays(), "a.safetensors")}
+        (net / "model.safetensors.index.json").write_text(json.dumps(index))
+        done("quantize", net, "-o", q)
+        assert "quantized already" in failed("quantize", q, "-o", tmp_path / "twice")
 
     def test_nan_weights_are_named(self, failed, tmp_path):
         weights = arrays()

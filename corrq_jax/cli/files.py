@@ -136,7 +136,9 @@ def quantize(
         mean_correlation=mean_correlation,
         min_correlation=min_correlation,
     )
-    if out.suffix.lower() != ".safetensors" and not weight_files(source):
+    # What is quantized already is told below, whatever weights its index still names.
+    is_folder = (source / model_folders.QUANTIZED).exists() or bool(weight_files(source))
+    if out.suffix.lower() != ".safetensors" and not is_folder:
         raise InputError(f"{out}: quantized files are safetensors; name it with .safetensors")
     if out.is_file() and not force:
         raise InputError(f"{out} exists; choose another name or add --force")
@@ -230,6 +232,8 @@ def _bits(given: list[str]) -> Widths | dict[str, Widths] | None:
                 "2,4,8, with a target"
             )
         found = tuple(map(int, widths)) if len(widths) > 1 else int(widths[0])
+        if pattern in patterns:
+            raise InputError(f"--bits: the pattern {pattern!r} is given twice")
         if equals:
             patterns[pattern] = found
         elif rest is not None:
@@ -238,6 +242,8 @@ def _bits(given: list[str]) -> Widths | dict[str, Widths] | None:
             rest = found
     if not patterns:
         return rest
+    if rest is not None and "*" in patterns:
+        raise InputError("--bits: a plain number is for all other paths, and '*=' leaves none")
     return patterns if rest is None else {**patterns, "*": rest}
 
 
