@@ -115,13 +115,20 @@ def options(
         for item, candidates in zip(batch, searched.candidates(config, widths, coded), strict=True)
     ]
     for i, item in enumerate(batch):
-        most = max(len(o.quantizer.values) for o in found[i] if o.quantizer is not None)
-        exact = _exact(item, int(occupied[i]), most)
+        exact = _exact(item, int(occupied[i]), max(map(_most_distinct, found[i])))
         if exact is not None:
             found[i] = [o for o in found[i] if o.nbytes < exact.nbytes] + [exact]
     if not on_device.holds(density.counts):
         give_back()
     return found
+
+
+def _most_distinct(option: Option) -> int:
+    """How many distinct weights there may be to be stored in as many bits, where widths count."""
+    if option.coding == "trellis":  # it has more levels than codes
+        return 1 << option.bits
+    assert option.quantizer is not None
+    return len(option.quantizer.values)
 
 
 def _together(batch: Sequence[Measured]) -> tuple[Density, Normalization, np.ndarray]:

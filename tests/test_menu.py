@@ -138,6 +138,15 @@ def test_options_do_not_depend_on_the_batch(count, menus):
         assert found == [(o.bits, o.coding, o.nbytes, o.noise) for o in menus[path]]
 
 
+def test_few_distinct_weights_take_no_more_bits_than_allowed():
+    """There are more levels along a trellis, and fewer distinct weights than these."""
+    w = np.random.default_rng(0).integers(-20, 20, size=(128, 128)).astype(np.float32)
+    options = {"bits_per_weight": 10, "coding": "trellis"}
+    for widths, bits, coding in ((3, 3, "trellis"), ((3, 6), 6, "packed")):
+        qparams, _ = corrq.quantize({"kernel": w}, bits=widths, **options)
+        assert (qparams["kernel"].bits, qparams["kernel"].coding) == (bits, coding)
+
+
 def test_a_pattern_of_bits_pins_a_tensor_that_could_be_coded():
     """With entropy coding a pattern's widths are kept; other tensors are coded."""
     params = {path: TENSORS[path] for path in ("dense/kernel", "half")}
