@@ -35,7 +35,8 @@ def quantize_array(
 
     Args:
         w: any shape with at least two elements, float16, bfloat16 or float32.
-        config: one number of bits; ``select`` is not looked at.
+        config: one number of bits, without a target, scales or a coding other than "packed";
+            ``select`` is not looked at.
         sharding: of an array that is shared out over a mesh: each device then counts and encodes
             its own weights (docs/sharding.md). Under `jax.jit` the `NamedSharding` of ``w``; within
             `jax.shard_map`, where ``w`` is one shard, its `PartitionSpec`. None outside of both,
@@ -45,7 +46,7 @@ def quantize_array(
         The quantized tensor, and the correlation rho as a float32 scalar.
 
     Raises:
-        InputError: the dtype or the size is not allowed, or ``config.bits`` is a mapping.
+        InputError: the dtype, the size or an option is not allowed; ``config.bits`` is a mapping.
 
     >>> import jax, numpy as np
     >>> stack = np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32)
@@ -53,6 +54,11 @@ def quantize_array(
     >>> q.codes.shape, rho.shape
     ((3, 2048), (3,))
     """
+    for name in ("coding", "granularity", config.target):
+        if name and getattr(config, name) != getattr(_DEFAULT, name):
+            raise InputError(
+                f"quantize_array: {name}={getattr(config, name)!r} is only for corrq_jax.quantize"
+            )
     if not isinstance(config.bits, int):
         raise InputError("quantize_array: config.bits has to be one number, not a mapping")
     if str(w.dtype) not in _DTYPES or w.size < 2:

@@ -119,6 +119,15 @@ class TestErrors:
         with pytest.raises(InputError, match="one number"):
             quantize_array(weights(3, 3), Config({"*": 4}))
 
+    @pytest.mark.parametrize(
+        "option",
+        [{"coding": "trellis"}, {"granularity": "channel"}, {"bits_per_weight": 3}],
+        ids=str,
+    )
+    def test_of_options_that_only_the_tree_function_has(self, option):
+        with pytest.raises(InputError, match=f"{next(iter(option))}=.* only for corrq_jax.quan"):
+            quantize_array(weights(3, 3), Config(bits=3, **option))
+
     def test_of_the_tree_function_inside_jit(self):
         with pytest.raises(InputError, match="quantize_array"):
             jax.jit(lambda w: corrq.quantize({"kernel": w})[0])(weights(3, 3))
