@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from corrq_jax import layout, paths, tree
 from corrq_jax.codings import is_entropy_coded
@@ -104,8 +105,9 @@ def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[s
         unused -= set(found)
         if not np.ndim(leaf) or is_quantized(leaf):
             raise InputError(f"stacked={found[0]!r}: {path} has no first axis of layers")
-        if not np.size(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            continue  # nothing of either is quantized
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if is_key or not np.size(leaf) or isinstance(leaf, Tracer):
+            continue  # none of these is quantized: it is one leaf, to be told of as such
         keys = path.split("/")
         heads = ("/".join(keys[:n]) for n in range(1, len(keys) + 1))
         head = next(head for head in heads if any(matches(head, p) for p in found))

@@ -104,6 +104,11 @@ def test_what_has_no_layers_to_quantize_is_left():
     assert (reason_of["blocks/none"], reason_of["blocks/key"]) == ("empty", "a random key")
 
 
+def test_inside_jit_there_are_no_layers():
+    with pytest.raises(InputError, match="a/kernel: quantize needs the values"):
+        jax.jit(lambda w: stacks.quantize({"a": {"kernel": w}}, stacked="a")[0])(np.ones((2, 3, 4)))
+
+
 def test_a_stack_of_float64_stays_so(tmp_path):
     file, back = tmp_path / "net.safetensors", tmp_path / "back.safetensors"
     params = {"kernel": weights()["blocks"]["query"]["kernel"].astype(np.float64)}
