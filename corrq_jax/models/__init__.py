@@ -218,10 +218,10 @@ def _from_keras(entry: ModelInfo, stored: Any) -> Any:
 
 
 def _builder(entry: ModelInfo) -> Callable[[int], Any]:
-    """Builds the network with a number of classes."""
-    nnx = require("flax.nnx", "flax")
+    """Builds the network with a number of classes, for its shapes."""
     create = _import(entry.module).create
-    return lambda classes: create(entry.name, classes, rngs=nnx.Rngs(0))
+    rngs = _import("corrq_jax.models.filling").OneKey
+    return lambda classes: create(entry.name, classes, rngs=rngs())
 
 
 def _import(module: str) -> types.ModuleType:

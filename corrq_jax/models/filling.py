@@ -41,6 +41,22 @@ class Source(NamedTuple):
     to_flax: Callable[[np.ndarray], np.ndarray] = unchanged
 
 
+class OneKey:
+    """Stands in for `nnx.Rngs` where only the shapes of a network are wanted: always the same key.
+
+    Flax counts the keys it hands out, and within a trace looks at the sharding of each count. JAX
+    answers by an error whose message it gathers from the whole trace so far: of a large network's
+    shapes that is nine tenths of the time.
+    """
+
+    def __init__(self) -> None:
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        """The key of a parameter."""
+        return self._key
+
+
 def fill(
     title: str,
     build: Callable[[], ModuleT],

@@ -16,6 +16,7 @@ from jax import lax
 from corrq_jax import models
 from corrq_jax.errors import FileFormatError, InputError, MissingDependencyError
 from corrq_jax.models import convolution, efficientnet_lite, efficientnet_lite_weights
+from corrq_jax.models.filling import OneKey
 from corrq_jax.readers.torch_pickle import read_torch
 
 LITE0 = "efficientnet_lite0"
@@ -166,7 +167,7 @@ def test_parameter_counts(name):
             expected += tap * hidden + 2 * hidden + hidden * after + 2 * after
             before = after
     expected += before * 1280 + 2 * 1280 + 1280 * 1000 + 1000
-    network = nnx.eval_shape(lambda: models.create(name))
+    network = nnx.eval_shape(lambda: models.create(name, rngs=OneKey()))
     parameters = nnx.state(network, nnx.Param)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters)) == expected
     assert round(expected / 1e6, 2) == millions

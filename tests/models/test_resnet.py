@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from corrq_jax import models
+from corrq_jax.models.filling import OneKey
 from corrq_jax.readers import write_weights
 
 TORCH_NAME = "resnet50_torchvision"
@@ -28,6 +29,10 @@ def test_size_is_as_published():
     network = nnx.eval_shape(lambda: models.create(TORCH_NAME))
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(network)))
     assert count == 25_557_032 + 2 * 26_560  # those that are trained, and BatchNorm's averages
+    quick = nnx.eval_shape(lambda: models.create(TORCH_NAME, rngs=OneKey()))
+    (graph, state), (same, shapes) = nnx.split(network), nnx.split(quick)
+    assert graph == same
+    assert jax.tree.leaves_with_path(state) == jax.tree.leaves_with_path(shapes)
 
 
 # torchvision's layers: blocks, and features between a block's convolutions.
