@@ -99,6 +99,10 @@ def test_networks_of_keras_applications(keras, images, name, options):
         assert 0 < relative_error(found, expected) < 0.05
 
 
+def nnx_layer():
+    return nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+
+
 class TestFunctional:
     def test_equals_the_model(self, model, images):
         apply, params = functional(model)
@@ -200,8 +204,9 @@ class TestFunctional:
         with pytest.raises(InputError, match=r"dense/bias \(7,\) instead of \(10,\)"):
             apply(params | {"dense": dense}, images)
 
-    @pytest.mark.parametrize("other", [None, 3, nnx.Linear(1, 1, rngs=nnx.Rngs(0))])
-    def test_needs_a_keras_model(self, other):
+    @pytest.mark.parametrize("make", [lambda: None, lambda: 3, nnx_layer], ids=["None", "3", "nnx"])
+    def test_needs_a_keras_model(self, make):
+        other = make()
         with pytest.raises(
             InputError, match=f"a Keras model is needed, not .*{type(other).__name__}"
         ):

@@ -44,7 +44,7 @@ def test_layers_go_by_the_results_key():
     assert set(RUN.layers) < {result.key for result in RUN.results}
 
 
-def change(path, value):
+def changed(path, value):
     """RUN's JSON with one entry replaced, or removed where `value` is Ellipsis."""
     body = json.loads(RUN.to_json())
     *parents, last = path
@@ -59,29 +59,34 @@ def change(path, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not JSON"),
-        ("{", "not JSON"),
-        ("[1]", "no 'format'"),
-        (change(["format"], "other"), "no 'format'"),
-        (change(["version"], 1), "version 1; this corrq_jax reads versions 2 and 3"),
-        (change(["results"], {}), "results of a run's JSON is dict"),
-        (change(["layers"], []), "'layers', 'environment' and"),
-        (change(["photos"], ...), r"run of a run's JSON lacks \['photos'\]"),
-        (change(["extra"], 1), r"unknown \['extra'\]"),
-        (change(["results", 3, "kl"], ...), r"results\[3\] of a run's JSON lacks \['kl'\]"),
-        (change(["results", 3, "kl"], "big"), r"results\[3\].*Result.kl is 'big'"),
-        (change(["results", 3, "bits"], 2.5), r"results\[3\].*Result.bits is 2.5"),
-        (change(["results", 3], 7), r"results\[3\] of a run's JSON lacks"),
-        (change(["layers", "linear + correlation @ 3", 0, "shape"], 5), r"@ 3'\]\[0\] of a run"),
-        (change(["densities", 0, "points"], ["a"]), r"densities\[0\] of a run's JSON"),
-        (change(["densities", 0, "points", 0], 9.0), r"densities\[0\].*points decrease"),
-    ],
+    ("text", "message"), [("", "not JSON"), ("{", "not JSON"), ("[1]", "no 'format'")]
 )
 def test_json_of_something_else_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         Run.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["format"], "other", "no 'format'"),
+        (["version"], 1, "version 1; this corrq_jax reads versions 2 and 3"),
+        (["results"], {}, "results of a run's JSON is dict"),
+        (["layers"], [], "'layers', 'environment' and"),
+        (["photos"], ..., r"run of a run's JSON lacks \['photos'\]"),
+        (["extra"], 1, r"unknown \['extra'\]"),
+        (["results", 3, "kl"], ..., r"results\[3\] of a run's JSON lacks \['kl'\]"),
+        (["results", 3, "kl"], "big", r"results\[3\].*Result.kl is 'big'"),
+        (["results", 3, "bits"], 2.5, r"results\[3\].*Result.bits is 2.5"),
+        (["results", 3], 7, r"results\[3\] of a run's JSON lacks"),
+        (["layers", "linear + correlation @ 3", 0, "shape"], 5, r"@ 3'\]\[0\] of a run"),
+        (["densities", 0, "points"], ["a"], r"densities\[0\] of a run's JSON"),
+        (["densities", 0, "points", 0], 9.0, r"densities\[0\].*points decrease"),
+    ],
+)
+def test_json_that_was_changed_is_refused(path, value, message):
+    with pytest.raises(InputError, match=message):
+        Run.from_json(changed(path, value))
 
 
 def test_csv_has_a_row_a_result():

@@ -1,6 +1,7 @@
 """Quantizing trees: what is chosen, what is left alone, and what the report says."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -36,7 +37,20 @@ def network():
 
 NETWORK = network()
 KERNELS = ["conv/kernel", "dense/kernel", "embedding/embedding"]
-QUANTIZED, REPORT = corrq.quantize(NETWORK)
+
+
+@functools.cache
+def tree_and_report():
+    """Of the network, made once, and by no process that only collects tests."""
+    return corrq.quantize(NETWORK)
+
+
+def quantized():
+    return tree_and_report()[0]
+
+
+def reported():
+    return tree_and_report()[1]
 
 
 def quantized_paths(tree):
@@ -48,16 +62,16 @@ def reasons(report):
 
 
 def test_kernels_and_embeddings_are_chosen():
-    assert quantized_paths(QUANTIZED) == KERNELS
-    assert [row.path for row in REPORT] == KERNELS
+    assert quantized_paths(quantized()) == KERNELS
+    assert [row.path for row in reported()] == KERNELS
 
 
 def test_all_else_is_the_same_object_and_has_a_reason():
-    before, after = (dict(paths.flatten(t)[0]) for t in (NETWORK, QUANTIZED))
+    before, after = (dict(paths.flatten(t)[0]) for t in (NETWORK, quantized()))
     assert list(before) == list(after)
     for path in before.keys() - set(KERNELS):
         assert after[path] is before[path]
-    why = reasons(REPORT)
+    why = reasons(reported())
     assert list(why) == [p for p in before if p not in KERNELS]
     assert why["conv/bias"] == "rank 1: a bias, a normalization parameter or a scalar"
     assert "dtype bool: only float16, bfloat16, float32, float64" in why["mask"]
@@ -73,7 +87,7 @@ def test_the_callers_tree_is_not_changed():
 
 def test_dequantize_restores_structure_shape_and_dtype():
     assert not jax.config.jax_enable_x64
-    again = corrq.dequantize(QUANTIZED)
+    again = corrq.dequantize(quantized())
     assert jax.tree.structure(again) == jax.tree.structure(NETWORK)
     for (path, old), (_, new) in zip(
         paths.flatten(NETWORK)[0], paths.flatten(again)[0], strict=True
@@ -86,7 +100,7 @@ def test_dequantize_restores_structure_shape_and_dtype():
 
 
 def test_dequantize_inside_jit():
-    tree = {k: v for k, v in QUANTIZED.items() if k != "embedding"}
+    tree = {k: v for k, v in quantized().items() if k != "embedding"}
     inside = jax.jit(corrq.dequantize)(tree)
     jax.tree.map(np.testing.assert_array_equal, inside, corrq.dequantize(tree))
 
@@ -97,8 +111,8 @@ def test_dequantize_passes_float_trees_through():
 
 @pytest.mark.parametrize("path", KERNELS)
 def test_reported_noise_is_that_of_the_weights(path):
-    entries = [dict(paths.flatten(t)[0])[path] for t in (NETWORK, corrq.dequantize(QUANTIZED))]
-    row = next(r for r in REPORT if r.path == path)
+    entries = [dict(paths.flatten(t)[0])[path] for t in (NETWORK, corrq.dequantize(quantized()))]
+    row = next(r for r in reported() if r.path == path)
     assert row.noise == pytest.approx(1 - oracles.rho(*entries) ** 2, rel=1e-3)
     assert row.correlation == pytest.approx(corrq.correlation(*entries), abs=1e-6)
     assert row.correlation == pytest.approx(math.sqrt(1 - row.noise), abs=1e-12)
@@ -118,7 +132,7 @@ def test_reference_correlation_of_a_gaussian():
 
 
 def test_report_rows():
-    row = REPORT.rows[0]
+    row = reported().rows[0]
     assert (row.path, row.shape, row.dtype, row.size) == (
         "conv/kernel",
         (3, 3, 4, 8),
@@ -126,21 +140,21 @@ def test_report_rows():
         288,
     )
     assert (row.bits, row.levels) == (4, 16)
-    assert [r.dtype for r in REPORT] == ["float32", "float32", "float64"]
+    assert [r.dtype for r in reported()] == ["float32", "float32", "float64"]
 
 
 def test_report_totals():
-    assert len(REPORT) == 3
-    assert REPORT.size == 288 + 160 + 120
-    assert REPORT.nbytes == sum(row.nbytes for row in REPORT.rows)
-    assert REPORT.bits_per_weight == 8 * REPORT.nbytes / REPORT.size
-    correlations = [row.correlation for row in REPORT]
-    assert REPORT.mean_correlation == pytest.approx(np.mean(correlations))
-    assert REPORT.min_correlation == min(correlations)
-    leaves = dict(paths.flatten(QUANTIZED)[0])
-    assert all(row.nbytes > leaves[row.path].nbytes for row in REPORT)
-    data = REPORT.nbytes + sum(s.nbytes for s in REPORT.skipped)
-    assert data <= REPORT.file_nbytes < data + 300
+    assert len(reported()) == 3
+    assert reported().size == 288 + 160 + 120
+    assert reported().nbytes == sum(row.nbytes for row in reported().rows)
+    assert reported().bits_per_weight == 8 * reported().nbytes / reported().size
+    correlations = [row.correlation for row in reported()]
+    assert reported().mean_correlation == pytest.approx(np.mean(correlations))
+    assert reported().min_correlation == min(correlations)
+    leaves = dict(paths.flatten(quantized())[0])
+    assert all(row.nbytes > leaves[row.path].nbytes for row in reported())
+    data = reported().nbytes + sum(s.nbytes for s in reported().skipped)
+    assert data <= reported().file_nbytes < data + 300
 
 
 def test_report_of_a_large_tensor_is_hardly_more_than_its_bits():
@@ -149,18 +163,18 @@ def test_report_of_a_large_tensor_is_hardly_more_than_its_bits():
 
 
 def test_report_prints_rows_totals_and_reasons():
-    lines = str(REPORT).splitlines()
+    lines = str(reported()).splitlines()
     assert lines[0].split() == [
         *("path", "shape", "bits", "levels", "scales", "stored", "bits", "correlation"),
         *("1", "-", "rho^2", "bytes"),
     ]
     conv = next(line for line in lines if line.startswith("conv/kernel"))
     assert conv.split()[1:4] == ["3x3x4x8", "4", "16"]
-    assert f"{REPORT.rows[0].correlation:.6f}" in conv
-    assert f"3 tensors, 568 weights, {REPORT.nbytes:,} bytes" in str(REPORT)
+    assert f"{reported().rows[0].correlation:.6f}" in conv
+    assert f"3 tensors, 568 weights, {reported().nbytes:,} bytes" in str(reported())
     assert "left in float or untouched: 8 leaves" in lines
     assert any(line.startswith("mask") and "dtype bool" in line for line in lines)
-    assert lines[-1] == f"whole file: {REPORT.file_nbytes:,} bytes"
+    assert lines[-1] == f"whole file: {reported().file_nbytes:,} bytes"
     assert all(line == line.rstrip() for line in lines)
 
 
@@ -270,8 +284,8 @@ def test_norms_of_a_scanned_stack_stay():
 
 
 def test_what_is_quantized_already_is_left_alone():
-    again, report = corrq.quantize(QUANTIZED)
-    assert again["conv"]["kernel"] is QUANTIZED["conv"]["kernel"]
+    again, report = corrq.quantize(quantized())
+    assert again["conv"]["kernel"] is quantized()["conv"]["kernel"]
     assert len(report) == 0
     assert [p for p, r in reasons(report).items() if r == "quantized already"] == KERNELS
     assert math.isnan(report.bits_per_weight)
@@ -281,7 +295,7 @@ def test_what_is_quantized_already_is_left_alone():
 
 
 def test_quantizing_what_was_dequantized_changes_nothing():
-    once = corrq.dequantize(QUANTIZED)
+    once = corrq.dequantize(quantized())
     again, report = corrq.quantize(once)
     jax.tree.map(np.testing.assert_array_equal, corrq.dequantize(again), once)
     assert all(row.noise == 0 for row in report)
@@ -289,18 +303,18 @@ def test_quantizing_what_was_dequantized_changes_nothing():
 
 def test_is_deterministic():
     again, report = corrq.quantize(NETWORK)
-    jax.tree.map(np.testing.assert_array_equal, again, QUANTIZED)
-    assert report == REPORT
+    jax.tree.map(np.testing.assert_array_equal, again, quantized())
+    assert report == reported()
 
 
 def test_a_tensors_result_does_not_depend_on_its_neighbours():
     alone, _ = corrq.quantize({"conv": NETWORK["conv"]})
-    jax.tree.map(np.testing.assert_array_equal, alone["conv"], QUANTIZED["conv"])
+    jax.tree.map(np.testing.assert_array_equal, alone["conv"], quantized()["conv"])
 
 
 def test_numpy_and_jax_leaves_give_the_same():
     as_jax, _ = corrq.quantize({"kernel": jnp.asarray(NETWORK["conv"]["kernel"])})
-    jax.tree.map(np.testing.assert_array_equal, as_jax["kernel"], QUANTIZED["conv"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, as_jax["kernel"], quantized()["conv"]["kernel"])
 
 
 def test_more_leaves_than_a_batch_come_back_in_order():
