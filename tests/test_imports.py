@@ -90,7 +90,8 @@ LAYERS = {
     ),
     "model_folders": ("errors readers", ""),
     "streaming": (
-        "atomic config errors model_folders parts paths readers report selection storage tree",
+        "atomic config errors layout model_folders parts paths readers report selection storage"
+        " tree",
         "",
     ),
     "restoring": (
