@@ -131,7 +131,7 @@ class Archive:
         read = self._decoded if coded else self._packed
         codes = read(name, math.prod(shape), bits, levels, how)
         scales = self._array(name + SCALES) if rows is not None else None
-        if not _fit(shape, bits, how, codes, levels, scales, rows):
+        if not fit(shape, bits, how, codes, levels, scales, rows):
             raise self._broken(f"codes and levels of {name!r} do not fit its shape {shape}")
         dtype = DTYPES[record["dtype"]]
         arrays: dict[str, Any] = {"codes": codes, "levels": levels, "scales": scales}
@@ -240,7 +240,7 @@ class Archive:
             and isinstance(record.get("crc32"), str)
             and re.fullmatch("[0-9a-f]*", record["crc32"])
             and len(record["crc32"]) == 8 * (len(self._entries) + 1)
-            and all(_is_record(r) for r in tensors.values())
+            and all(is_record(r) for r in tensors.values())
             and all(k in CONTAINERS for k in containers.values())
             and all(self._is_whole(n, r) for n, r in tensors.items())
         )
@@ -277,16 +277,16 @@ class Archive:
         return FileFormatError(f"{self.path}: {what}; the file is damaged, make or fetch it again")
 
 
-def _fit(
+def fit(
     shape: tuple[int, ...],
     bits: int,
     how: str,
-    codes: LazyArray,
-    levels: LazyArray,
-    scales: LazyArray | None,
+    codes: Any,
+    levels: Any,
+    scales: Any,
     rows: Rows | None,
 ) -> bool:
-    """Whether the arrays of a quantized leaf fit its shape and bits."""
+    """Whether arrays of a quantized leaf, by their shapes and dtypes, fit its shape and bits."""
     size = math.prod(shape)
     fits = (
         codes.dtype == np.uint8
@@ -316,7 +316,8 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return Stored("", array).data()
 
 
-def _is_record(record: Any) -> bool:
+def is_record(record: Any) -> bool:
+    """Whether what a header says of a quantized leaf is complete, each entry of the right kind."""
     return (
         isinstance(record, dict)
         and type(record.get("bits")) is int

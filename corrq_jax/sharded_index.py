@@ -9,6 +9,7 @@ import zlib
 from typing import Any
 
 from corrq_jax.errors import FileFormatError
+from corrq_jax.layout import CONTAINERS, DTYPES, MOST_AXES
 
 INDEX = "index.json"
 VERSION = 1
@@ -54,10 +55,73 @@ def read_index(root: pathlib.Path) -> dict[str, Any]:
         raise broken(root, f"its {INDEX} is not text") from None
     if f"{zlib.crc32(_with_digits(text, _NO_DIGITS).encode()):08x}" != text[-11:-3]:
         raise broken(root, f"the checksum of its {INDEX} does not fit it")
-    index = json.loads(text)
-    if index["version"] != VERSION:
+    try:
+        index = json.loads(text)
+        version = index["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise broken(root, f"its {INDEX} is unreadable") from None
+    if version != VERSION:
         raise FileFormatError(
-            f"{root}: format version {index['version']!r}, and this corrq_jax reads version "
+            f"{root}: format version {version!r}, and this corrq_jax reads version "
             f"{VERSION}; upgrade corrq_jax"
         )
+    if not _is_whole(index):
+        raise broken(root, f"its {INDEX} lacks what belongs there")
     return index
+
+
+def _is_whole(index: dict[str, Any]) -> bool:
+    """Whether files, arrays and their parts are all there; tensors are for who reads them."""
+    files, arrays = index.get("files"), index.get("arrays")
+    tensors, containers = index.get("tensors"), index.get("containers")
+    return (
+        isinstance(files, list)
+        and all(map(_is_file, files))
+        and isinstance(arrays, dict)
+        and all(_is_array(array, len(files)) for array in arrays.values())
+        and isinstance(tensors, dict)
+        and isinstance(containers, dict)
+        and all(kind in CONTAINERS for kind in containers.values())
+    )
+
+
+def _is_file(file: Any) -> bool:
+    """Whether it names a file of the folder itself."""
+    if not isinstance(file, dict) or not isinstance(file.get("crc32"), str):
+        return False
+    name = file.get("name")
+    return isinstance(name, str) and name not in ("", "..") and pathlib.PurePath(name).name == name
+
+
+def _is_array(array: Any, files: int) -> bool:
+    """Whether all of its parts lie inside of it, each in one of so many files."""
+    if not (
+        isinstance(array, dict)
+        and _are_sizes(array.get("shape"))
+        and isinstance(array.get("dtype"), str)
+        and array["dtype"] in DTYPES
+        and isinstance(array.get("parts"), list)
+    ):
+        return False
+    return all(_is_part(part, array["shape"], files) for part in array["parts"])
+
+
+def _is_part(part: Any, whole: list[int], files: int) -> bool:
+    if not (isinstance(part, list) and len(part) == 3 and type(part[0]) is int):
+        return False
+    number, start, shape = part
+    return (
+        0 <= number < files
+        and _are_sizes(start)
+        and _are_sizes(shape)
+        and len(start) == len(shape) == len(whole)
+        and all(a + n <= most for a, n, most in zip(start, shape, whole, strict=True))
+    )
+
+
+def _are_sizes(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_AXES
+        and all(type(n) is int and n >= 0 for n in value)
+    )

@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from corrq_jax import layout, paths
-from corrq_jax.archive import Archive
+from corrq_jax.archive import Archive, fit, is_record
 from corrq_jax.core import coding
 from corrq_jax.errors import InputError
 from corrq_jax.layout import CODES, LEVELS, SCALES
+from corrq_jax.lazy import LazyArray
 from corrq_jax.readers.safetensors_file import read_header
 from corrq_jax.rebuild import tree_of
 from corrq_jax.sharded_index import broken, part_name, read_index
@@ -52,22 +53,35 @@ class _Folder:
         array = self.index["arrays"][name]
         spans = [s.indices(n)[:2] for s, n in zip(index, array["shape"], strict=True)]
         size = [b - a for a, b in spans]
-        if 0 in size:  # of no part
-            return np.empty(size, jnp.dtype(layout.DTYPES[array["dtype"]]))
-        out: np.ndarray | None = None
+        found, covered = [], 0
         for number, start, shape in array["parts"]:
             inside = _overlap(spans, [(a, a + n) for a, n in zip(start, shape, strict=True)])
-            if inside is None:
-                continue
-            part = np.asarray(self._archive(number)[part_name(name, tuple(start))])
-            if out is None:
-                out = np.empty(size, part.dtype)
+            if inside is not None:
+                found.append((self._part(name, number, start, shape), inside, start))
+                covered += math.prod(b - a for a, b in inside)
+        if covered != math.prod(size):  # asked before any memory is
+            raise self.broken(f"no file holds all of {name!r}")
+        out = np.empty(size, jnp.dtype(layout.DTYPES[array["dtype"]]))
+        for part, inside, start in found:
             here = tuple(slice(a - s, b - s) for (a, b), (s, _) in zip(inside, spans, strict=True))
             there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, start, strict=True))
-            out[here] = part[there]
-        if out is None:
-            raise self.broken(f"no file holds {name!r}")
+            out[here] = part.load()[there]
         return out
+
+    def _part(self, name: str, number: int, start: list[int], shape: list[int]) -> LazyArray:
+        """A part of an array, not read yet."""
+        archive, own = self._archive(number), part_name(name, tuple(start))
+        if own in archive.names():
+            part = archive.lazy(own)
+            dtype = jnp.dtype(layout.DTYPES[self.index["arrays"][name]["dtype"]])
+            if isinstance(part, LazyArray) and (part.shape, part.dtype) == (tuple(shape), dtype):
+                return part
+        raise self.broken(f"{archive.path} does not hold the part {own!r}")
+
+    def struct(self, name: str) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an array."""
+        array = self.index["arrays"][name]
+        return jax.ShapeDtypeStruct(array["shape"], jnp.dtype(layout.DTYPES[array["dtype"]]))
 
     def whole(self, name: str) -> np.ndarray:
         return self.read(name, tuple(slice(None) for _ in self.shape(name)))
@@ -149,6 +163,8 @@ def _check_paths(folder: Any, wanted: dict[str, Any], names: list[str]) -> None:
 
 def _tensor(source: _Folder, name: str, sharding: NamedSharding | None) -> QuantizedTensor:
     record = source.index["tensors"][name]
+    if not _is_whole(source, name, record):
+        raise source.broken(f"its index does not say what belongs to {name!r}")
     shape = tuple(record["shape"])
     blocks = tuple(record["blocks"]) if "blocks" in record else None
     rows = Rows(*record["rows"]) if "rows" in record else None
@@ -166,6 +182,29 @@ def _tensor(source: _Folder, name: str, sharding: NamedSharding | None) -> Quant
     if sharding is None:
         return dataclasses.replace(tensor, codes=source.whole(name + CODES))
     return _tensor_on_mesh(source, name, tensor, sharding)
+
+
+def _is_whole(source: _Folder, name: str, record: Any) -> bool:
+    """Whether a quantized tensor's record is complete and fits its arrays."""
+    ends = [CODES, LEVELS] + ([SCALES] if "rows" in record else [])
+    if not is_record(record) or any(name + end not in source.index["arrays"] for end in ends):
+        return False
+    codes, levels, *scales = (source.struct(name + end) for end in ends)
+    shape, bits, blocks = tuple(record["shape"]), record["bits"], record.get("blocks")
+    if blocks is not None:
+        if not (
+            isinstance(blocks, list)
+            and len(blocks) == len(shape)
+            and all(type(n) is int and n > 0 for n in blocks)
+            and not any(n % count for n, count in zip(shape, blocks, strict=True))
+            and codes.shape[:-1] == tuple(blocks)
+        ):
+            return False
+        shape = tuple(n // count for n, count in zip(shape, blocks, strict=True))
+        codes = jax.ShapeDtypeStruct(codes.shape[-1:], codes.dtype)
+    rows = Rows(*record["rows"]) if scales else None
+    how = record.get("coding", "packed")
+    return fit(shape, bits, how, codes, levels, scales[0] if scales else None, rows)
 
 
 def _tensor_on_mesh(

@@ -1,8 +1,11 @@
 """Saving and loading what lies on a mesh; run by test_sharded.py with eight devices."""
 
+import dataclasses
 import json
+import random
 import re
 
+import fuzz_mutations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import corrq_jax as corrq
+from corrq_jax.sharded_index import index_text
+from corrq_jax.tensor import QuantizedTensor
 
 
 def mesh_of(shape, axes=("x", "y")):
@@ -111,9 +116,19 @@ def test_from_host_memory_onto_a_mesh(tmp_path):
     assert_equal(found, corrq.dequantize(tree))
 
 
-@pytest.mark.parametrize("coding", ["trellis", "entropy-trellis"])
-def test_along_a_trellis(coding, tmp_path):
-    tree, _ = corrq.quantize(floats(), bits=3, coding=coding)
+@pytest.mark.parametrize(
+    ("coding", "levels"), [("trellis", 16), ("trellis", 64), ("entropy-trellis", 12)]
+)
+def test_along_a_trellis(coding, levels, tmp_path):
+    def along(leaf):
+        """Any codes and levels: a search for them would compile for long."""
+        if not isinstance(leaf, QuantizedTensor):
+            return leaf
+        table = np.linspace(-1, 1, levels, dtype=np.float32)
+        return dataclasses.replace(leaf, levels=table, coding=coding)
+
+    packed, _ = corrq.quantize(floats(), bits=3)
+    tree = jax.tree.map(along, packed, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
     corrq.save_sharded(tmp_path, tree)
     assert_equal(corrq.load_sharded(tmp_path), corrq.dequantize(tree))
     found = corrq.load_sharded(tmp_path, shardings=jax.tree.map(lambda _: on(P()), SHARDINGS))
@@ -161,6 +176,28 @@ def test_damage_is_found(saved, tmp_path, which, at):
     file.unlink()
     with pytest.raises(FileNotFoundError, match=re.escape(file.name)):
         corrq.load_sharded(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_index_that_is_wrong_throughout_is_refused(saved, tmp_path, seed):
+    """Its checksum fits: only what it says tells. Whatever is loaded all the same can be used."""
+    folder, _, _ = saved
+    index = json.loads((folder / "index.json").read_text())
+    (file,) = folder.glob("*.safetensors")
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    rng, refused = random.Random(seed), 0
+    for _ in range(60):
+        wrong = fuzz_mutations.damaged_json(rng, {k: index[k] for k in index if k != "crc32"})
+        (tmp_path / "index.json").write_text(index_text({"version": 1, **wrong}))
+        try:
+            corrq.dequantize(corrq.load_sharded(tmp_path))
+        except corrq.FileFormatError as error:
+            assert "damaged" in str(error) or "upgrade corrq_jax" in str(error)  # noqa: PT017
+            refused += 1
+        except FileNotFoundError as error:
+            assert ".safetensors" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 40
 
 
 def test_files_of_two_saves_are_not_mixed(saved, tmp_path):

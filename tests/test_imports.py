@@ -58,13 +58,13 @@ LAYERS = {
         "jax numpy",
     ),
     "storage": ("archive atomic errors layout paths report", "jax"),
-    "sharded_index": ("errors", ""),
+    "sharded_index": ("errors layout", ""),
     "sharded_saving": (
         "atomic errors layout readers report sharded_index storage",
         "jax numpy",
     ),
     "sharded_loading": (
-        "archive core errors layout paths readers rebuild sharded_index sharding tensor",
+        "archive core errors layout lazy paths readers rebuild sharded_index sharding tensor",
         "jax numpy",
     ),
     "anatomy": ("layout tensor", ""),
