@@ -205,6 +205,7 @@ class TestFunctional:
             apply(params | {"dense": dense}, images)
 
     @pytest.mark.parametrize("make", [lambda: None, lambda: 3, nnx_layer], ids=["None", "3", "nnx"])
+    @pytest.mark.usefixtures("keras")  # which says what it runs on
     def test_needs_a_keras_model(self, make):
         other = make()
         with pytest.raises(
