@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from corrq_jax import model_folders, paths
@@ -174,14 +174,19 @@ def _counted(parts: Parts, params: Any, config: Config, progress: Progress | Non
     return Passes(measure, encode)
 
 
+def refuse_quantized(names: Iterable[str], source: str | os.PathLike[str]) -> None:
+    """Raises InputError if names of arrays are those of a quantized file."""
+    if any(name.endswith(OF_CODES) for name in names):
+        raise InputError(f"{source} is quantized already; corrq dequantize turns it back")
+
+
 def nested(arrays: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[str, Any]:
     """Arrays whose names have slashes, as a tree; as they are if one name is a folder of others.
 
     Raises:
         InputError: they are those of a quantized file.
     """
-    if any(name.endswith(OF_CODES) for name in arrays):
-        raise InputError(f"{source} is quantized already; corrq dequantize turns it back")
+    refuse_quantized(arrays, source)
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *parents, last = name.split("/")

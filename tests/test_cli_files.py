@@ -267,6 +267,14 @@ class TestErrors:
         done("quantize", net, "-o", q)
         assert "quantized already" in failed("quantize", q, "-o", tmp_path / "twice")
 
+    def test_a_file_that_is_quantized_already_as_a_networks_weights(
+        self, failed, done, npz, tmp_path
+    ):
+        q = tmp_path / "q.safetensors"
+        done("quantize", npz, "-o", q)
+        again = ("quantize", q, "-o", tmp_path / "twice.safetensors", "--model", "vgg16")
+        assert "quantized already" in failed(*again)
+
     def test_nan_weights_are_named(self, failed, tmp_path):
         weights = arrays()
         weights["stem/kernel"][1, 0, 0, 0] = np.nan

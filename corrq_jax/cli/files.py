@@ -27,7 +27,7 @@ Input = Annotated[
 File = Annotated[
     pathlib.Path, typer.Argument(metavar="FILE", help="A file, or folder, that corrq wrote")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 _GRIDS = "linear, exponential, optimal or nf4"
@@ -165,12 +165,17 @@ def known_network(source: pathlib.Path, model: str | None = None) -> tuple[str, 
     """Its name, and the file of its weights or None; None for a file of any weights.
 
     Raises:
-        InputError: there is no network `model`.
+        InputError: there is no network `model`, or the file is quantized already.
     """
     from corrq_jax import models
+    from corrq_jax.readers import open_weights
+    from corrq_jax.streaming import refuse_quantized
 
     if model is not None:
         models.info(model)
+        if source.suffix.lower() == ".safetensors":  # as all that is quantized
+            with open_weights(source) as arrays:
+                refuse_quantized(arrays, source)
         return model, str(source)
     if not source.exists() and str(source) in models.names():
         return str(source), None
