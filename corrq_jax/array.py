@@ -54,6 +54,8 @@ def quantize_array(
     >>> q.codes.shape, rho.shape
     ((3, 2048), (3,))
     """
+    if not hasattr(w, "dtype"):
+        raise InputError(f"quantize_array: got a {type(w).__name__}; give an array")
     for name in ("coding", "granularity", config.target):
         if name and getattr(config, name) != getattr(_DEFAULT, name):
             raise InputError(

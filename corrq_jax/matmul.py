@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from corrq_jax.core import lookup_matmul
 from corrq_jax.core.lookup_matmul import Blocks
 from corrq_jax.errors import InputError
-from corrq_jax.tensor import QuantizedTensor
+from corrq_jax.tensor import QuantizedTensor, is_quantized
 
 
 class Use(NamedTuple):
@@ -62,7 +62,7 @@ def matmul(x: jax.Array, matrix: QuantizedTensor) -> jax.Array:
         [..., columns], of the type that x and the decoded matrix have together.
 
     Raises:
-        InputError: the shapes are not those of a matrix product.
+        InputError: the matrix is not quantized, or the shapes are not those of a matrix product.
 
     >>> import numpy as np, corrq_jax as corrq
     >>> w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
@@ -70,6 +70,8 @@ def matmul(x: jax.Array, matrix: QuantizedTensor) -> jax.Array:
     >>> jax.jit(corrq.matmul)(jnp.ones((2, 64)), matrix).shape
     (2, 32)
     """
+    if not is_quantized(matrix):
+        raise InputError(f"matmul: a {type(matrix).__name__} as the matrix; give a QuantizedTensor")
     if matrix.ndim != 2 or matrix.levels.ndim != 1 or x.shape[-1:] != matrix.shape[:1]:
         raise InputError(
             f"matmul: x of shape {x.shape} and a quantized tensor of shape {matrix.shape}; needed"

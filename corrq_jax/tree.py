@@ -130,6 +130,8 @@ def quantize(
     )
     if config is None:
         config = single
+    elif not isinstance(config, Config):
+        raise InputError(f"config={config!r}: give a corrq_jax.Config")
     elif single != Config():
         raise InputError("quantize: give either config or the single options, not both")
     return quantize_by(Passes(measure, menu.encode), params, config, importance, progress)
@@ -185,10 +187,12 @@ def dequantize(params: Any) -> Any:
 
 
 def _check_importance(importance: Mapping[str, float] | None, all_paths: list[str]) -> None:
+    if not isinstance(importance, Mapping | None):
+        raise InputError(f"importance={importance!r}: give a mapping from path to a number")
     for path, value in (importance or {}).items():
         if path not in all_paths:
             raise InputError(f"importance: {path!r} is not the path of a leaf")
-        if not (np.isfinite(value) and value > 0):
+        if not (np.issubdtype(type(value), np.number) and np.isfinite(value) and value > 0):
             raise InputError(f"importance of {path!r} is {value}; it has to be above 0")
 
 

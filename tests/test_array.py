@@ -115,6 +115,10 @@ class TestErrors:
         with pytest.raises(InputError, match="at least two weights of float16"):
             quantize_array(w)
 
+    def test_of_a_list(self):
+        with pytest.raises(InputError, match="got a list; give an array"):
+            quantize_array([[1.0, 2.0]])
+
     def test_of_a_mapping(self):
         with pytest.raises(InputError, match="one number"):
             quantize_array(weights(3, 3), Config({"*": 4}))

@@ -305,6 +305,8 @@ def test_nothing_to_share_out(tree, options, tmp_path):
         ({"a/kernel": -1}, "importance of 'a/kernel' is -1"),
         ({"a/kernel": math.nan}, "importance of 'a/kernel' is nan"),
         ({"a/kernel": math.inf}, "importance of 'a/kernel' is inf"),
+        ({"a/kernel": "much"}, "importance of 'a/kernel' is much"),
+        (["a/kernel"], "give a mapping from path to a number"),
     ],
     ids=str,
 )

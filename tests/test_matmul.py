@@ -107,3 +107,8 @@ def test_it_is_compiled_for_cuda(batch):
 def test_shapes_that_do_not_fit_are_named(shape):
     with pytest.raises(InputError, match=r"needed are \[\.\.\., rows\] and \[rows, columns\]"):
         matmul(jnp.zeros(shape), quantized())
+
+
+def test_a_matrix_that_is_not_quantized_is_named():
+    with pytest.raises(InputError, match="a ndarray as the matrix; give a QuantizedTensor"):
+        matmul(jnp.zeros((2, 3)), np.zeros((3, 4)))

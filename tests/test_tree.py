@@ -333,6 +333,8 @@ def test_config_and_options_are_the_same_but_not_both():
     jax.tree.map(np.testing.assert_array_equal, by_config, by_options)
     with pytest.raises(corrq.InputError, match="either config or the single options, not both"):
         corrq.quantize(NETWORK, bits=3, config=config)
+    with pytest.raises(corrq.InputError, match=r"config='linear': give a corrq_jax\.Config"):
+        corrq.quantize(NETWORK, config="linear")
 
 
 def test_config_is_frozen_and_hashable():
