@@ -95,7 +95,11 @@ def _check_bits(
 
 
 def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[str, list[str]]:
-    """For each stacked leaf the paths of its layers: the index after what the pattern names."""
+    """For each stacked leaf the paths of its layers.
+
+    The index comes after what the pattern names, but before the leaf's own name: that tells what
+    is selected, and which axes are its channels.
+    """
     layers: dict[str, list[str]] = {}
     unused = set(patterns)
     for path, leaf in entries:
@@ -109,9 +113,12 @@ def _layers(entries: list[tuple[str, Any]], patterns: tuple[str, ...]) -> dict[s
         if is_key or not np.size(leaf) or isinstance(leaf, Tracer):
             continue  # none of these is quantized: it is one leaf, to be told of as such
         keys = path.split("/")
-        heads = ("/".join(keys[:n]) for n in range(1, len(keys) + 1))
-        head = next(head for head in heads if any(matches(head, p) for p in found))
-        layers[path] = [f"{head}/{i}{path[len(head) :]}" for i in range(np.shape(leaf)[0])]
+        heads = range(1, len(keys))
+        named = (n for n in heads if any(matches("/".join(keys[:n]), p) for p in found))
+        at = next(named, len(keys) - 1)
+        layers[path] = [
+            "/".join([*keys[:at], str(i), *keys[at:]]) for i in range(np.shape(leaf)[0])
+        ]
     if unused:
         raise InputError(
             f"stacked={min(unused)!r} matches no leaf; the paths are: "
@@ -126,6 +133,10 @@ def _apart(entries: list[tuple[str, Any]], layers: Mapping[str, list[str]]) -> d
     for path, leaf in entries:
         values = np.asarray(leaf) if path in layers else [leaf]
         for part, value in zip(layers.get(path, [path]), values, strict=True):
+            if part in apart:
+                raise InputError(
+                    f"stacked=: {part!r} would be a layer and another leaf, too; rename one"
+                )
             apart[part] = value
     return apart
 

@@ -122,6 +122,17 @@ def test_a_stack_of_float64_stays_so(tmp_path):
     np.testing.assert_array_equal(decoded[1], alone["kernel"].dequantize())
 
 
+def test_a_pattern_that_names_the_leaf_itself():
+    tree = {"blocks": {"weight": weights()["blocks"]["query"]["kernel"]}}  # channels: axis 0
+    options = {"bits": 3, "granularity": "channel"}
+    expected, _ = stacks.quantize(tree, stacked="blocks", **options)
+    found, _ = stacks.quantize(tree, stacked="*/weight", **options)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    layers = {"kernel": weights()["blocks"]["query"]["kernel"], "1": {"kernel": np.ones((3, 3))}}
+    with pytest.raises(InputError, match="'1/kernel' would be a layer and another leaf, too"):
+        stacks.quantize(layers, bits=3, stacked="kernel")
+
+
 def test_patterns_see_the_layers():
     bits = {"blocks/*/query": 3, "head": 4}
     _, report = stacks.quantize(weights(), bits=bits, stacked="bl*s")
