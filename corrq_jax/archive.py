@@ -60,7 +60,10 @@ class Archive:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: there is no such file") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise self._broken(f"not a whole safetensors file ({error})") from None
+            raise FileFormatError(
+                f"{self.path}: not a whole safetensors file ({error}); the file is damaged, or not "
+                "one that corrq quantize or corrq_jax.save wrote: make or fetch it again"
+            ) from None
         self._entries = self._header.entries
         self._place = {name: i for i, name in enumerate(self._entries)}
         self._record = self._read_record(self._header.metadata)

@@ -51,7 +51,7 @@ def test_a_truncated_file_is_an_error_at_every_length(tmp_path):
     data = path.read_bytes()
     for size in range(len(data)):
         path.write_bytes(data[:size])
-        with pytest.raises(corrq.FileFormatError, match="damaged, make or fetch it again"):
+        with pytest.raises(corrq.FileFormatError, match=r"damaged, .*make or fetch it again"):
             corrq.load(path)
 
 

@@ -26,8 +26,9 @@ def open_h5(
     The 'model_weights/' of a whole saved model is left out of the names, so that they are those
     of the weights-only file. Optimizer state is skipped: 'optimizer_weights/' beside
     'model_weights/' in the older layout, 'optimizer/' in Keras 3's. Links to other files are
-    not followed. HDF5 has no checksums: damaged values go unnoticed, and the HDF5 library itself is
-    not proof against files made to harm; convert files of unknown origin elsewhere.
+    not followed, and a dataset of several names is read by one of them. HDF5 has no checksums:
+    damaged values go unnoticed, and the HDF5 library itself is not proof against files made to
+    harm; convert files of unknown origin elsewhere.
 
     Raises:
         FileFormatError: the file is damaged, or holds a dataset that is not an array of numbers.
