@@ -100,14 +100,18 @@ def levels_in_weight_units(leaf: Leaf, norm: Normalization, values: Any) -> np.n
 
 
 def encode_exactly(leaf: Leaf, values: np.ndarray) -> QuantizedTensor:
-    """Store a leaf of few distinct weights and no scales without loss, in as few bits as can be."""
+    """Store a leaf of few distinct weights without loss, in as few bits as they need.
+
+    Scales are left out.
+    """
     bits = max(1, int(values.size - 1).bit_length())
     codes = np.empty(leaf.flat.size, np.uint8)
     for start in range(0, leaf.flat.size, CHUNK):
         part = np.asarray(part_of(leaf.flat, start, CHUNK))
         codes[start : start + CHUNK] = np.searchsorted(values, part)
     packed = np.asarray(coding.pack(codes, bits))
-    return _tensor(leaf, packed, as_stored(leaf, values.astype(np.float64)), bits)
+    exact = dataclasses.replace(leaf, scales=None)
+    return _tensor(exact, packed, as_stored(leaf, values.astype(np.float64)), bits)
 
 
 def _tensor(leaf: Leaf, codes: Any, levels: Any, bits: int) -> QuantizedTensor:

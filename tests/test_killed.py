@@ -36,14 +36,18 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path, kind, suff
     command = [sys.executable, str(SCRIPT), kind, str(path)]
     rng = random.Random(0)
     with subprocess.Popen(command, text=True, bufsize=1, stdin=-1, stdout=-1) as process:
-        for _ in range(ROUNDS):
-            print(rng.uniform(0, 4 * min(durations)), file=process.stdin)
+        for i in range(5 * ROUNDS):
+            longest = 4 * min(durations) * 2 ** (i // ROUNDS)
+            print(rng.uniform(0, longest), file=process.stdin)
             assert process.stdout.readline() == "killed\n"
             found = load(path)
             outcomes.append([same(found, tree) for tree in expected])
             others = [p for p in tmp_path.iterdir() if p != path]
             left += len(others)
             assert len(others) <= 1  # the next writer takes away what a killed one left
+            # A busy machine is slower now than it was above: longer rounds come then.
+            if i >= ROUNDS - 1 and np.any(outcomes, axis=0).all() and left > ROUNDS // 10:
+                break
         process.stdin.close()
     assert all(sum(outcome) == 1 for outcome in outcomes)
     # The kills came before the first save was done, after it, and in the middle of one.
