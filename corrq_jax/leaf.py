@@ -201,12 +201,12 @@ class Leaf:
 
 
 def extremes(arrays: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest weight of those tensors that lie on an accelerator, in one call."""
-    there = {path: a for path, a in arrays.items() if on_device.holds(a) and _is_whole(a)}
-    if not there:
-        return {}
-    found = np.asarray(on_device.extents(list(there.values())))
-    return {path: (float(lo), float(hi)) for path, (lo, hi) in zip(there, found, strict=True)}
+    """Smallest and largest weight of those tensors that lie on accelerators, in a call for each."""
+    found: dict[str, tuple[float, float]] = {}
+    for there in on_device.by_device({p: a for p, a in arrays.items() if _is_whole(a)}):
+        ends = np.asarray(on_device.extents(list(there.values())))
+        found |= {path: (float(lo), float(hi)) for path, (lo, hi) in zip(there, ends, strict=True)}
+    return found
 
 
 def read(path: str, array: Any, extremes: tuple[float, float] | None = None) -> Leaf:

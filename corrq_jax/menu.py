@@ -137,7 +137,10 @@ def _together(batch: Sequence[Measured]) -> tuple[Density, Normalization, np.nda
     Beside them, on the host, their normalizations and how many points of each have weights.
     """
     pairs = [(item.density, item.norm) for item in batch]
-    if any(on_device.holds(density.counts) for density, _ in pairs):
+    there = [density.counts for density, _ in pairs if on_device.holds(density.counts)]
+    if there:
+        if len(set.union(*(counts.devices() for counts in there))) > 1:
+            pairs = jax.device_put(pairs, there[0].sharding)
         density, *rest = _together_there(*pairs)
         return density, *jax.device_get(rest)
     density, norm = jax.tree.map(lambda *a: np.stack([np.asarray(x) for x in a]), *pairs)

@@ -5,7 +5,7 @@ nothing of the tensor's size is made. An accelerator is fast enough for the call
 So each shape compiles here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,15 @@ def holds(array: Any) -> bool:
         return False
     on_host = all(device.platform == "cpu" for device in array.devices())
     return not (on_host and array.is_fully_addressable)
+
+
+def by_device(arrays: Mapping[str, Any]) -> list[dict[str, jax.Array]]:
+    """Those arrays that lie on accelerators: of each its own, as no call can take those of two."""
+    found: dict[frozenset[Any], dict[str, jax.Array]] = {}
+    for path, array in arrays.items():
+        if holds(array):
+            found.setdefault(frozenset(array.devices()), {})[path] = array
+    return list(found.values())
 
 
 @jax.jit

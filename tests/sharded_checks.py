@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import corrq_jax as corrq
-from corrq_jax import sharded_leaf
+from corrq_jax import on_device, sharded_leaf
 from corrq_jax.core import coding
 from corrq_jax.core.density import CHUNK, SORTED_SIZE, Normalization
 from corrq_jax.export import to_numpy
@@ -26,6 +26,7 @@ from corrq_jax.orbax import from_arrays, to_arrays
 AXES = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 BOTH = P("x", None, "y")
 QUICK = corrq.Config(bits=3, grid="linear", fit="range")  # compiles in a fraction of the time
+ALL = dataclasses.replace(QUICK, select="*")
 
 
 def mesh_of(kind=AxisType.Auto, shape=(4, 2)):
@@ -254,3 +255,17 @@ def test_what_is_not_supported_is_named():
     constant, report = corrq.quantize({"w": put(np.zeros((8, 256), np.float32), P("x"))})
     assert "constant" in report.skipped[0].reason
     assert isinstance(constant["w"], jax.Array)
+
+
+def test_tensors_on_accelerators_of_their_own(monkeypatch):
+    """Let a CPU's devices pass for accelerators: no call takes arrays of two of them."""
+    first, second, small = weights(), weights(seed=1), weights((8, 8, 4))
+    expected, rows = corrq.quantize([first, second, small], config=ALL)
+    monkeypatch.setattr(on_device, "holds", lambda array: isinstance(array, jax.Array))
+    one, two = jax.devices()[:2]
+    places = [one, two, two]
+    there = [jax.device_put(w, d) for w, d in zip([first, second, small], places, strict=True)]
+    found, same = corrq.quantize(there, config=ALL)
+    assert same == rows
+    assert [found[i].codes.devices() for i in (0, 1)] == [{one}, {two}]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
