@@ -15,7 +15,7 @@ import numpy as np
 
 from corrq_jax.core import coding
 from corrq_jax.core import density as core
-from corrq_jax.tensor import Rows
+from corrq_jax.rows import Rows
 
 MOST = 1 << 30
 """Weights of the largest tensor that is read as a whole: its indices stay far inside int32."""

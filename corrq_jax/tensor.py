@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
+from corrq_jax import on_device
 from corrq_jax.codings import along_trellis
 from corrq_jax.core import coding, trellis
 from corrq_jax.core.density import CHUNK
@@ -102,12 +103,13 @@ class QuantizedTensor:
         Works under jit, vmap, scan and `jax.shard_map`, where a shard of the codes gives the shard
         of the array. Outside of them it decodes in pieces of one fixed size, so that no shape
         compiles anew; a float64 tensor is then a numpy array if jax has float64 switched off. What
-        lies on a mesh of devices is decoded there, by each device its own blocks.
+        lies on an accelerator or a mesh of devices is decoded there, on a mesh by each device its
+        own blocks.
         """
         sharding = sharding_of(self.codes)
         if isinstance(self.codes, Tracer) or isinstance(self.levels, Tracer) or _staged():
             return self._traced(sharding, sharding_of(self.levels))
-        if sharding is not None:
+        if sharding is not None or (self.dtype != "float64" and on_device.holds(self.codes)):
             return _decoded(self, sharding, sharding_of(self.levels))
         if self.levels.ndim > 1:
             layers = [self._at(i).dequantize() for i in range(self.codes.shape[0])]
@@ -280,7 +282,7 @@ def largest_code(packed: np.ndarray, size: int, bits: int) -> int:
 
 @partial(jax.jit, static_argnames=("codes", "levels"))
 def _decoded(
-    tensor: QuantizedTensor, codes: NamedSharding, levels: NamedSharding | None
+    tensor: QuantizedTensor, codes: NamedSharding | None, levels: NamedSharding | None
 ) -> jax.Array:
     return tensor._traced(codes, levels)
 

@@ -8,6 +8,7 @@ import pytest
 import corrq_jax as corrq
 from corrq_jax import on_device
 from corrq_jax.rows import Rows, Spread
+from corrq_jax.tensor import UnpackedPieces
 
 
 @pytest.fixture
@@ -56,6 +57,17 @@ def test_whole_tensors_give_the_same_codes_as_pieces(options, elsewhere, monkeyp
 def test_codes_stay_there(elsewhere):
     found, _ = corrq.quantize({"kernel": jnp.asarray(weights((131, 153)))}, bits=3)
     assert isinstance(found["kernel"].codes, jax.Array)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"granularity": 16}], ids=str)
+def test_decoded_there(options, dtype, elsewhere, monkeypatch):
+    tree = {"kernel": jnp.asarray(weights((131, 160)), dtype)}
+    found, _ = corrq.quantize(tree, bits=3, **options)
+    monkeypatch.setattr(UnpackedPieces, "__getitem__", None)  # what decodes on the host
+    there = found["kernel"].dequantize()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(there, found["kernel"].dequantize())
 
 
 def test_boundaries_within_a_bin_are_searched():
