@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from corrq_jax.errors import require
 
 if TYPE_CHECKING:
@@ -46,11 +48,15 @@ class Source(Protocol):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes a picture of any format that Pillow knows: a Pillow picture, RGB.
+    """Decodes a picture of any format that Pillow knows: a Pillow picture, RGB, of 8 bits.
 
     Raises:
         Exception: of any kind, from Pillow's decoders, if the data are damaged.
         MissingDependencyError: Pillow is not installed.
     """
-    with require("PIL.Image", "data").open(io.BytesIO(data)) as file:
+    pillow = require("PIL.Image", "data")
+    with pillow.open(io.BytesIO(data)) as file:
+        if file.mode[:4] == "I;16" or (file.mode == "I" and file.format in ("PNG", "PPM")):
+            # Grey of 16 bits, of which Pillow makes white of all above 255.
+            return pillow.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
         return file.convert("RGB")

@@ -41,6 +41,14 @@ def test_pictures_are_decoded_to_rgb(mode):
     assert decode(file.getvalue()).mode == "RGB"
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_keeps_its_upper_8(kind):
+    file, values = io.BytesIO(), np.array([[0, 255, 256, 32_767, 65_535]], np.uint16)
+    Image.fromarray(values).save(file, kind)
+    found = np.asarray(decode(file.getvalue()))
+    np.testing.assert_array_equal(found, (values >> 8)[..., None].repeat(3, -1))
+
+
 @pytest.mark.parametrize("workers", [1, 3, 16])
 def test_workers_do_not_change_the_batches(source, workers):
     """Nor does it matter which picture is ready first."""
