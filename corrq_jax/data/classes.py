@@ -39,7 +39,7 @@ def indices_of_folders(names: Sequence[str], classes: int) -> list[int] | None:
     """The class that each folder stands for, None where the names do not tell.
 
     Folders named by number are classes by index, those named by WordNet id are ImageNet's; as many
-    folders as classes are all of them in order.
+    folders as classes are all of them in order, unless names and numbers have another order.
 
     Args:
         names: of the folders, sorted.
@@ -50,8 +50,12 @@ def indices_of_folders(names: Sequence[str], classes: int) -> list[int] | None:
     >>> indices_of_folders(["cat", "dog"], classes=2)
     [0, 1]
     """
-    if all(name.isdecimal() and int(name) < classes for name in names):
-        return [int(name) for name in names]
+    if all(name.isdecimal() for name in names):
+        numbers = [int(name) for name in names]
+        if all(number < classes for number in numbers):
+            return numbers
+        if numbers != sorted(numbers):
+            return None  # such as 1, 10, 2: the order of names is not that of the classes
     if (found := indices_by_wordnet(names, classes)) is not None:
         return found
     return list(range(classes)) if len(names) == classes else None

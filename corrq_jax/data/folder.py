@@ -60,7 +60,8 @@ def read_folder(
 
     Without `labels` there is one folder for each class, named by the index of the class or by its
     WordNet id; as many folders of any name as there are classes are all classes in order. Else
-    the classes are unknown, which is a warning.
+    the classes are unknown, which is a warning; so they are where names sort otherwise than the
+    numbers that they are, such as 1 to 10.
 
     Args:
         directory: the folder; pictures may lie at any depth in the class folders.
@@ -92,9 +93,10 @@ def _class_folders(root: pathlib.Path, classes: int) -> ImageFolder:
     indices = indices_of_folders(folders, classes)
     if indices is None:
         warnings.warn(
-            f"{len(folders)} class folders that are neither numbers, nor WordNet ids of ImageNet, "
-            f"nor all {classes} classes: the pictures have no labels, so that top-1 and top-5 are "
-            "not measured, only how closely the float network is followed",
+            f"{len(folders)} class folders that are neither numbers of 0 to {classes - 1}, nor "
+            f"WordNet ids of ImageNet, nor all {classes} classes in order: the pictures have no "
+            "labels, so that top-1 and top-5 are not measured, only how closely the float network "
+            "is followed",
             stacklevel=3,
         )
         indices = [-1] * len(folders)

@@ -46,11 +46,21 @@ def test_folders_named_by_number(tmp_path):
         data.read_folder(tmp_path, classes=281)
 
 
+def test_folders_numbered_from_1(tmp_path):
+    for number in range(1, 10):
+        save(tmp_path / f"{number:02}" / "1.png")
+    assert data.read_folder(tmp_path, classes=9).labels == tuple(range(9))
+    for number in range(1, 11):
+        save(tmp_path / "short" / f"{number}" / "1.png")
+    with pytest.warns(UserWarning, match="nor all 10 classes in order"):
+        assert set(data.read_folder(tmp_path / "short", classes=10).labels) == {-1}
+
+
 def test_folders_named_by_some_of_the_wordnet_ids(tmp_path):
     for name in ("n15075141", "n02123597", "n01440764"):
         save(tmp_path / name / "1.png")
     assert [record.label for record in records(data.read_folder(tmp_path))] == [0, 284, 999]
-    with pytest.warns(UserWarning, match="neither numbers, nor WordNet ids"):
+    with pytest.warns(UserWarning, match="neither numbers of 0 to 9, nor WordNet ids"):
         folder = data.read_folder(tmp_path, classes=10)
     assert folder.labels == (-1, -1, -1)
 
