@@ -273,9 +273,16 @@ def _kl(p: jax.Array, q: jax.Array) -> jax.Array:
 def _moments(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     keep = mask[:, None]
     n = (mask.sum() * a.shape[1]).astype(jnp.float32)
-    a, b = (jnp.where(keep, x.astype(jnp.float32), 0) for x in (a, b))
-    mean_a, mean_b = (x.sum() / jnp.maximum(n, 1) for x in (a, b))
-    a, b = jnp.where(keep, a - mean_a, 0), jnp.where(keep, b - mean_b, 0)
+
+    def about_mean(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Seen from the highest, equal logits have a mean without rounding, and no variance.
+        x = x.astype(jnp.float32)
+        top = jnp.where(mask.any(), x.max(where=keep, initial=-jnp.inf), 0)
+        x = jnp.where(keep, x - top, 0)
+        mean = x.sum() / jnp.maximum(n, 1)
+        return top + mean, jnp.where(keep, x - mean, 0)
+
+    (mean_a, a), (mean_b, b) = about_mean(a), about_mean(b)
     return jnp.stack([n, mean_a, mean_b, (a * a).sum(), (b * b).sum(), (a * b).sum()])
 
 
@@ -312,8 +319,9 @@ def _correlation(moments: np.ndarray) -> float:
     """Joins moments about the batches' own means: sums about zero would cancel in float32."""
     if not np.isfinite(moments).all():
         return math.nan
-    n, mean_a, mean_b, aa, bb, ab = moments.T
-    da, db = mean_a - np.average(mean_a, weights=n), mean_b - np.average(mean_b, weights=n)
+    n, *means, aa, bb, ab = moments.T
+    # Differences first: equal means have none, which their average would round.
+    da, db = (mean - np.average(mean, weights=n) for mean in (m - m[0] for m in means))
     aa, bb, ab = (aa + n * da * da).sum(), (bb + n * db * db).sum(), (ab + n * da * db).sum()
     return float(ab / math.sqrt(aa * bb)) if aa * bb > 0 else math.nan
 

@@ -75,8 +75,15 @@ def test_correlation_survives_a_large_offset(case):
     found = evaluation.evaluate(identity, jnp.float32(1), batches, reference)
     expected = np.corrcoef((logits + np.float32(1000)).ravel(), reference.ravel())[0, 1]
     assert found.correlation == pytest.approx(expected, rel=1e-4)
-    constant = evaluation.metrics_from_logits(np.ones_like(logits), labels, reference)
-    assert np.isnan(constant.correlation)
+
+
+def test_equal_logits_have_no_correlation(case):
+    logits, labels, reference = case
+    constant = np.full_like(logits, 0.1)  # whose mean is another number when it is rounded
+    for size in (5, 16, len(logits)):
+        batches = one(size, constant, labels)
+        found = evaluation.evaluate(identity, jnp.float32(1), batches, reference)
+        assert np.isnan(found.correlation), size
 
 
 def test_padding_never_counts_whatever_it_holds(case):
