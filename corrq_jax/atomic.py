@@ -19,6 +19,7 @@ except ImportError:  # Windows: what a killed process leaves stays there.
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 _WORK = ".corrq-writing-"
+_LOCK = "lock"
 
 
 @contextlib.contextmanager
@@ -106,11 +107,50 @@ def remove_left(parent: pathlib.Path) -> None:
         _remove_if_left(left)
 
 
+def lock_folder(folder: pathlib.Path) -> IO[bytes] | None:
+    """Locks a folder, which is made if need be, until the file that this gives is closed.
+
+    Returns:
+        The open file; None if the system cannot lock.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        name = folder / _LOCK
+        # Until it is locked, the process that has it may remove it.
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            lock = stack.enter_context(name.open("ab"))
+            if not _locks(lock):
+                lock.close()  # Windows removes no file that is open.
+                name.unlink()
+                return None
+            if os.path.samestat(os.fstat(lock.fileno()), name.stat()):
+                stack.pop_all()
+                return lock
+
+
+def remove_locked(folder: pathlib.Path, lock: IO[bytes] | None) -> None:
+    """Removes a folder that `lock_folder` locked, in which nothing else may be any more."""
+    try:
+        if lock is not None:
+            (folder / _LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError:
+        if lock is None or not (folder / _LOCK).exists():
+            raise
+        # Another process has it now.
+    finally:
+        if lock is not None:
+            lock.close()
+
+
 def _new_folder(parent: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
     """A folder and the file in it that is locked, if the system can; it is never seen empty."""
     while True:
         folder = pathlib.Path(tempfile.mkdtemp(prefix=_WORK, dir=parent))
-        name = folder / "lock"
+        name = folder / _LOCK
         # Another process may take it for left until it is locked, and remove it.
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             lock = name.open("xb")
@@ -126,7 +166,7 @@ def _remove_if_left(folder: pathlib.Path) -> None:
     """Removes the work folder of a process that has died: nobody holds its lock."""
     with contextlib.suppress(OSError):
         try:
-            lock = (folder / "lock").open("rb+")
+            lock = (folder / _LOCK).open("rb+")
         except FileNotFoundError:
             folder.rmdir()  # only if it is empty
         else:
@@ -158,9 +198,9 @@ def _remove(folder: pathlib.Path, lock: IO[bytes]) -> None:
         for file in folder.iterdir():
             if file.is_dir():
                 shutil.rmtree(file)
-            elif file.name != "lock":
+            elif file.name != _LOCK:
                 file.unlink()
-        (folder / "lock").unlink(missing_ok=True)
+        (folder / _LOCK).unlink(missing_ok=True)
     lock.close()  # Network filesystems keep a file that is open, under another name.
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -15,7 +15,7 @@ import numpy as np
 
 from corrq_jax import menu, storage, tree
 from corrq_jax.archive import Archive
-from corrq_jax.atomic import atomic_write, remove_left
+from corrq_jax.atomic import atomic_write, lock_folder, remove_left, remove_locked
 from corrq_jax.config import Config
 from corrq_jax.core import density as core
 from corrq_jax.errors import FileFormatError
@@ -38,14 +38,18 @@ class Parts:
     Args:
         folder: where they are kept. What is there from another source is removed.
         source: what the tensors are read from, as a text that changes whenever they may.
+
+    Raises:
+        BlockingIOError: another process is at work on them.
     """
 
     def __init__(self, folder: pathlib.Path, source: str) -> None:
         self.folder = folder
         record = json.dumps({"version": _VERSION, "jax": jax.__version__, "source": source})
+        self._lock = lock_folder(folder)
         if not _is_for(folder, record):
             self.remove()
-            folder.mkdir()
+            self._lock = lock_folder(folder)
             with atomic_write(folder / _SOURCE, overwrite=True) as file:
                 file.write_text(record, encoding="utf-8")
 
@@ -55,7 +59,12 @@ class Parts:
             for file in (*self.folder.glob(f"*{_SUFFIX}"), self.folder / _SOURCE):
                 file.unlink(missing_ok=True)
             remove_left(self.folder)
-            self.folder.rmdir()
+            remove_locked(self.folder, self._lock)
+
+    def close(self) -> None:
+        """Let other processes have them."""
+        if self._lock is not None:
+            self._lock.close()
 
     def measure(self, path: str, array: Any, config: Config) -> list[Measured]:
         """`corrq_jax.tree.measure`, kept if the tensor is large."""

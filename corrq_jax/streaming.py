@@ -63,7 +63,7 @@ def quantize_file(
 
     Raises:
         InputError: as `corrq_jax.quantize`; or the file is quantized already, or has changed while
-            it was read.
+            it was read; or another process is making the target.
         FileFormatError: the file is damaged.
         FileExistsError: the target exists, and may not be replaced.
         OSError: a file cannot be read or written.
@@ -138,13 +138,19 @@ def _unchanged(source: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _parts(target: pathlib.Path, source: pathlib.Path) -> Iterator[Parts]:
     """The parts of a target; they stay where a run is stopped, but not where it is of no use."""
-    parts = Parts(target.with_name(f".{target.name}.parts"), _state(source))
     try:
-        yield parts
-    except (CorrqError, FileNotFoundError, IsADirectoryError):
+        parts = Parts(target.with_name(f".{target.name}.parts"), _state(source))
+    except BlockingIOError:
+        raise InputError(
+            f"{target}: another process is making it; wait until it has ended, or give another name"
+        ) from None
+    with contextlib.closing(parts):
+        try:
+            yield parts
+        except (CorrqError, FileNotFoundError, IsADirectoryError):
+            parts.remove()
+            raise
         parts.remove()
-        raise
-    parts.remove()
 
 
 def _counted(parts: Parts, params: Any, config: Config, progress: Progress | None) -> Passes:

@@ -223,6 +223,19 @@ def test_parts_of_another_source_are_not_used(source, tmp_path):
     assert target.read_bytes() == in_memory(source, tmp_path / "expected")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks")
+def test_a_target_is_made_by_one_at_a_time(source, tmp_path):
+    target = tmp_path / "q.safetensors"
+
+    def again(path, done, total):
+        with pytest.raises(corrq.InputError, match=r"q\.safetensors: another process is making"):
+            corrq.quantize_file(source, target)
+
+    corrq.quantize_file(source, target, progress=again)
+    assert target.read_bytes() == in_memory(source, tmp_path / "expected")
+    assert not (tmp_path / ".q.safetensors.parts").exists()
+
+
 def test_other_options_go_on_with_what_was_measured(source, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_LARGE", LARGE)
     target = tmp_path / "q.safetensors"
