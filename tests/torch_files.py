@@ -61,8 +61,9 @@ class Storage:
 class Tensor:
     """Pickles as torch's tensors do: _rebuild_tensor_v2(storage, offset, size, stride, ...)."""
 
-    def __init__(self, storage, offset, shape, strides):
-        self.arguments = (storage, offset, shape, strides, False, collections.OrderedDict())
+    def __init__(self, storage, offset, shape, strides, *metadata):
+        rest = (False, collections.OrderedDict(), *metadata)
+        self.arguments = (storage, offset, shape, strides, *rest)
 
     def __reduce__(self):
         return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments

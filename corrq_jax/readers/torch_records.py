@@ -59,11 +59,17 @@ class Tensor:
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *rest) -> Tensor:
-    """A view of a storage; `rest` (requires_grad, hooks, metadata) does not change the values."""
+    """A view of a storage; `rest` is requires_grad, hooks and, where there are some, metadata."""
     if not isinstance(storage, Storage):
         raise UnpickleError("a tensor refers to something that is not a storage")
     if len(rest) > 3:
         raise UnpickleError("a tensor has more fields than are known")
+    metadata = rest[2] if len(rest) == 3 and isinstance(rest[2], dict) else {}
+    if metadata.get("neg") or metadata.get("conj"):
+        raise UnpickleError(
+            "a tensor is a view with all signs turned or conjugated, which its storage is not "
+            "(resolve_neg and resolve_conj make plain tensors of them)"
+        )
     shape, strides = _sizes(shape), _sizes(strides)
     (offset,) = _sizes((offset,))
     if len(shape) != len(strides):

@@ -194,6 +194,16 @@ def test_views_outside_the_storage_are_refused(tmp_path, layout, offset, shape, 
 
 
 @LAYOUTS
+@pytest.mark.parametrize("flag", ["neg", "conj"])
+def test_views_of_other_values_than_the_storage_has_are_refused(tmp_path, layout, flag):
+    storage = Storage(np.arange(6, dtype=np.complex64), "0")
+    tree = {"w": Tensor(storage, 0, (6,), (1,), {flag: True})}
+    refused(tmp_path, layout(tree), "signs turned or conjugated")
+    tree = {"w": Tensor(storage, 0, (6,), (1,), {"other": True})}
+    np.testing.assert_array_equal(read(tmp_path, layout(tree))["w"], storage.data)
+
+
+@LAYOUTS
 def test_huge_declared_storage_is_refused_before_allocation(tmp_path, layout):
     storage = Storage(np.arange(6, dtype=np.float32), "0", size=2**50)
     refused(tmp_path, layout({"w": Tensor(storage, 0, (2**50,), (1,))}), "larger than the file")
