@@ -66,7 +66,8 @@ def compare(
     store = _Store(keep, network, about) if keep is not None else None
     kept = {cell: store.read(cell) for cell in chosen} if store else {}
     parts: list[Run] = []
-    frame = next((run for run in kept.values() if run), None)
+    # One whose answers are NaN has no pictures, which the others would be without then.
+    frame = next((run for run in kept.values() if run and run.pictures), None)
     for cell in chosen:
         part = kept.get(cell)
         if part is None:

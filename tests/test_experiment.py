@@ -108,6 +108,15 @@ def test_more_cells_can_be_added(subject, chosen, tmp_path):
     assert len(found.results) == len(chosen)
 
 
+def test_a_kept_cell_without_answers_takes_none_from_the_others(subject, chosen, whole, tmp_path):
+    run(subject, chosen[:1], tmp_path)
+    file = tmp_path / "linear-4.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pictures": None}))  # as of NaN
+    found = run(subject, chosen[:2], tmp_path)
+    answers = whole.pictures.predictions
+    assert found.pictures.predictions == {key: answers[key] for key in ("float", "linear @ 3")}
+
+
 def test_every_cell_has_a_file_of_its_own(tmp_path):
     store = experiment._Store(tmp_path, "net", {})
     everything = cells(METHODS, (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8)) + peer_cells()
