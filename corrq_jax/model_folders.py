@@ -10,6 +10,7 @@ import shutil
 from typing import NamedTuple
 
 from corrq_jax.errors import FileFormatError
+from corrq_jax.readers.arrays import reading
 from corrq_jax.readers.model_folder import weight_files
 from corrq_jax.readers.safetensors_file import read_header
 
@@ -37,10 +38,15 @@ class Shard(NamedTuple):
 
 
 def write_layout(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Record in the folder ``target`` how the weights lie in the files of ``source``."""
+    """Record in the folder ``target`` how the weights lie in the files of ``source``.
+
+    Raises:
+        FileFormatError: a file is damaged.
+    """
     shards = []
     for file in weight_files(source):
-        header = read_header(file)
+        with reading(file, "a .safetensors file"):
+            header = read_header(file)
         shards.append(Shard(file.name, list(header.entries), header.metadata or None))
     record = {"version": _VERSION, "weights": [shard._asdict() for shard in shards]}
     text = json.dumps(record, indent=1, ensure_ascii=True)

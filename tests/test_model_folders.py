@@ -155,6 +155,11 @@ def without_a_shard(folder):
     (folder / min(SHARDS)).unlink()
 
 
+def with_half_a_shard(folder):
+    shard = folder / min(SHARDS)
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
 def with_a_tensor_more(folder):
     save_file({**weights(), "more": np.zeros(2)}, folder / min(SHARDS))
 
@@ -182,6 +187,7 @@ def with_an_index_of(**record):
     ("change", "error", "message"),
     [
         (without_a_shard, corrq.FileFormatError, "'model-00001-of-00002.safetensors' is not there"),
+        (with_half_a_shard, corrq.FileFormatError, "model-00001.*, or a damaged one"),
         (with_a_tensor_more, corrq.FileFormatError, "its tensors are not those that"),
         (with_a_tensor_twice, corrq.FileFormatError, "'embed.weight' is in two files"),
         (with_two_indices, corrq.InputError, r"which of model\.safe.*give one of the files"),
