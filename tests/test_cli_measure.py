@@ -1,12 +1,15 @@
 """The commands that measure, run for real: sweep, evaluate, and the reports they write."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 from command_line import check_report
 
 import corrq_jax as corrq
+from corrq_jax import fidelity
+from corrq_jax.metrics import metrics_from_logits
 from corrq_jax.models.efficientnet_lite_weights import installed_weights
 from corrq_jax.peers import PEERS
 from corrq_jax.results import Run
@@ -91,6 +94,19 @@ def test_sweep_writes_a_report(run, npz, tmp_path):
     written = check_report(tmp_path / "report", ["optimal", "nf4"])
     assert written.views == 0
     assert all(r.top1 is None for r in written.results)
+
+
+def test_figures_that_are_undefined_are_null_in_json(monkeypatch, done):
+    logits = np.full((2, 3), np.nan, np.float32)
+    both = metrics_from_logits(logits[:1], [0]), metrics_from_logits(logits, [0, 1], logits)
+    subject = types.SimpleNamespace(params={}, corrupt={}, measure=lambda *_: both)
+    monkeypatch.setattr(fidelity, "subject", lambda *_, **__: subject)
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    views = json.loads(done("evaluate", "--json"), parse_constant=refuse)["views"]
+    assert (views["kl"], views["correlation"], views["agreement"]) == (None, None, 0)
 
 
 @pytest.mark.usefixtures("four_photos")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import time
@@ -17,7 +18,7 @@ from corrq_jax.data import BATCH, read_fashion_mnist
 from corrq_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from corrq_jax.evaluation import Progress
+    from corrq_jax.evaluation import Metrics, Progress
     from corrq_jax.fidelity import Subject
     from corrq_jax.paper import Comparison
     from corrq_jax.results import Run
@@ -224,8 +225,8 @@ def evaluate(
             advance()
     _warn_of_corrupt(chosen)
     if as_json:
-        found = {"photos": dataclasses.asdict(centre), "views": dataclasses.asdict(all_views)}
-        print(json.dumps(found))
+        found = {"photos": _figures(centre), "views": _figures(all_views)}
+        print(json.dumps(found, allow_nan=False))
         return
     photos, views = f"{centre.count:,} photos, centre view", f"{all_views.count:,} views"
     if chosen.views == 1:
@@ -238,6 +239,12 @@ def evaluate(
         ("logit correlation", f"{all_views.correlation:.5f}", views),
     ]
     output.print(table(f"{file or 'float'} as {model}", ("figure", "value", "on"), rows))
+
+
+def _figures(metrics: "Metrics") -> dict[str, Any]:
+    """By name; None where one is undefined, since JSON has no NaN."""
+    found = dataclasses.asdict(metrics)
+    return {k: None if v is None or not math.isfinite(v) else v for k, v in found.items()}
 
 
 def _params_of(file: pathlib.Path, chosen: "Subject") -> Any:
