@@ -94,13 +94,21 @@ def _is_whole(shard: Shard) -> bool:
 
 
 def copy_rest(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy all but the weights from a folder to a new one; links are followed."""
+    """Copy all but the weights from a folder to a new one; links are followed.
+
+    Raises:
+        OSError: a file cannot be copied, such as a link to nothing.
+    """
     out = {source / name for name in (*_weights(source), QUANTIZED, _LAYOUT)}
 
     def ignored(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if pathlib.Path(folder) / name in out or name[0] == "."]
 
-    shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+    try:
+        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+    except shutil.Error as error:  # a list of all files, each with a temporary name
+        file, _, why = error.args[0][0]
+        raise OSError(f"{file}: it cannot be copied ({why}); put this right, run again") from None
 
 
 def left_out(source: pathlib.Path) -> list[str]:

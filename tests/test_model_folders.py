@@ -205,6 +205,13 @@ def test_folders_that_do_not_fit(folder, tmp_path, change, error, message):
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
 
+def test_a_link_to_nothing_is_named(folder, tmp_path):
+    (folder / "vocabulary").symlink_to("nowhere")
+    with pytest.raises(OSError, match=r"^\S*net/vocabulary: it cannot be copied"):
+        corrq.quantize_file(folder, tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+
+
 def test_folders_are_not_replaced(folder, tmp_path):
     (tmp_path / "q").mkdir()
     with pytest.raises(FileExistsError, match="choose another name"):
