@@ -18,6 +18,9 @@ except ImportError:  # Windows: what a killed process leaves stays there.
 # What os.link answers where a filesystem has no hard links (FAT, some network mounts).
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
+# What the system says of a full disk, without naming a file; Windows has no quota of its own.
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
 _WORK = ".corrq-writing-"
 _LOCK = "lock"
 
@@ -54,7 +57,12 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[p
         temporary = folder / f"new{target.suffix}"
         temporary.touch()
         mode = (target if target.exists() else temporary).stat().st_mode
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno in _FULL and error.filename is None:
+                error.filename = os.fspath(target)
+            raise
         temporary.chmod(stat.S_IMODE(mode))  # A writer may have put a private file in its place.
         _flush_to_disk(temporary)
         _publish(temporary, target, overwrite=overwrite)

@@ -215,10 +215,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
             with atomic_write(sys.argv[1], overwrite=True) as temporary:
                 temporary.write_bytes(bytes(100_000))
         except OSError as error:
-            print(type(error).__name__, error.errno)
+            print(type(error).__name__, error.errno, error.filename)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "OSError 27\n"
+    assert done.stdout == f"OSError 27 {target}\n"
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
