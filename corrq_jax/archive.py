@@ -24,12 +24,12 @@ from corrq_jax.layout import (
     FREQUENCIES,
     KEY,
     LEVELS,
-    MOST_AXES,
     PARTS,
     SCALES,
     STREAM,
     VERSION,
     Stored,
+    are_sizes,
     most_decoded,
 )
 from corrq_jax.lazy import LazyArray
@@ -327,9 +327,7 @@ def is_record(record: Any) -> bool:
         and 1 <= record["bits"] <= 8
         and record.get("dtype") in ("F16", "BF16", "F32", "F64")
         and record.get("coding", "trellis") == "trellis"
-        and isinstance(record.get("shape"), list)
-        and len(record["shape"]) <= MOST_AXES
-        and all(type(n) is int and n >= 0 for n in record["shape"])
+        and are_sizes(record.get("shape"))
         and _are_rows(record.get("rows", [1, 1, 1, 1]))
         and type(record.get("noise", 0)) in (int, float)
         and 0 <= record.get("noise", 0) <= 1

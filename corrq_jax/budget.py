@@ -33,7 +33,7 @@ def allocate(
     limit = float(getattr(config, target))
     costs = [np.array([o.nbytes for o in menu], float) for menu in menus.values()]
     noise = [np.array([o.noise for o in menu]) for menu in menus.values()]
-    weights = [importance.get(path, 1.0) for path in menus]
+    weights = [float(importance.get(path, 1.0)) for path in menus]
     losses = [w * n for w, n in zip(weights, noise, strict=True)]
     size = _size(menus)
     if target in ("bits_per_weight", "max_bytes"):

@@ -34,6 +34,15 @@ MOST_AXES = 64
 """Rank of a tensor: numpy's limit."""
 
 
+def are_sizes(value: Any) -> bool:
+    """Whether what stands in a JSON text is a shape, or a place in an array."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_AXES
+        and all(type(n) is int and n >= 0 for n in value)
+    )
+
+
 def most_decoded(file_nbytes: int) -> int:
     """Most bytes of packed codes that the entropy-coded tensors of a file may decode to.
 

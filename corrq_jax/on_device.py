@@ -105,10 +105,9 @@ def codes(
 
 @partial(jax.jit, static_argnames="bits")
 def coded(
-    w: jax.Array, factors: jax.Array | None, numbers: jax.Array | np.ndarray, bits: int
+    w: jax.Array, factors: jax.Array | None, numbers: Any, bits: int
 ) -> tuple[jax.Array, jax.Array]:
     """`codes`, its numbers one after the other."""
-    numbers = jnp.asarray(numbers)
     count = numbers.size // 2
     boundaries, levels = numbers[2 : count + 1], numbers[count + 1 :]
     table, exact = coding.lookup_table(boundaries)

@@ -9,7 +9,7 @@ import zlib
 from typing import Any
 
 from corrq_jax.errors import FileFormatError
-from corrq_jax.layout import CONTAINERS, DTYPES, MOST_AXES
+from corrq_jax.layout import CONTAINERS, DTYPES, are_sizes
 
 INDEX = "index.json"
 VERSION = 1
@@ -97,7 +97,7 @@ def _is_array(array: Any, files: int) -> bool:
     """Whether all of its parts lie inside of it, each in one of so many files."""
     if not (
         isinstance(array, dict)
-        and _are_sizes(array.get("shape"))
+        and are_sizes(array.get("shape"))
         and isinstance(array.get("dtype"), str)
         and array["dtype"] in DTYPES
         and isinstance(array.get("parts"), list)
@@ -112,16 +112,8 @@ def _is_part(part: Any, whole: list[int], files: int) -> bool:
     number, start, shape = part
     return (
         0 <= number < files
-        and _are_sizes(start)
-        and _are_sizes(shape)
+        and are_sizes(start)
+        and are_sizes(shape)
         and len(start) == len(shape) == len(whole)
         and all(a + n <= most for a, n, most in zip(start, shape, whole, strict=True))
-    )
-
-
-def _are_sizes(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= MOST_AXES
-        and all(type(n) is int and n >= 0 for n in value)
     )

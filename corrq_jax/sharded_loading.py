@@ -45,9 +45,6 @@ class _Folder:
             self._archives[number] = archive
         return self._archives[number]
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.index["arrays"][name]["shape"])
-
     def read(self, name: str, index: Any) -> np.ndarray:
         """A region of an array, from the parts that hold it."""
         array = self.index["arrays"][name]
@@ -61,7 +58,7 @@ class _Folder:
                 covered += math.prod(b - a for a, b in inside)
         if covered != math.prod(size):  # asked before any memory is
             raise self.broken(f"no file holds all of {name!r}")
-        out = np.empty(size, jnp.dtype(layout.DTYPES[array["dtype"]]))
+        out = np.empty(size, self.struct(name).dtype)
         for part, inside, start in found:
             here = tuple(slice(a - s, b - s) for (a, b), (s, _) in zip(inside, spans, strict=True))
             there = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, start, strict=True))
@@ -70,13 +67,11 @@ class _Folder:
 
     def _part(self, name: str, number: int, start: list[int], shape: list[int]) -> LazyArray:
         """A part of an array, not read yet."""
-        archive, own = self._archive(number), part_name(name, tuple(start))
-        if own in archive.names():
-            part = archive.lazy(own)
-            dtype = jnp.dtype(layout.DTYPES[self.index["arrays"][name]["dtype"]])
-            if isinstance(part, LazyArray) and (part.shape, part.dtype) == (tuple(shape), dtype):
-                return part
-        raise self.broken(f"{archive.path} does not hold the part {own!r}")
+        own = part_name(name, tuple(start))
+        part, dtype = self._archive(number).lazy(own), self.struct(name).dtype
+        if not isinstance(part, LazyArray) or (part.shape, part.dtype) != (tuple(shape), dtype):
+            raise self.broken(f"the part {own!r} is not what its index says")
+        return part
 
     def struct(self, name: str) -> jax.ShapeDtypeStruct:
         """Shape and dtype of an array."""
@@ -84,7 +79,7 @@ class _Folder:
         return jax.ShapeDtypeStruct(array["shape"], jnp.dtype(layout.DTYPES[array["dtype"]]))
 
     def whole(self, name: str) -> np.ndarray:
-        return self.read(name, tuple(slice(None) for _ in self.shape(name)))
+        return self.read(name, tuple(slice(None) for _ in self.struct(name).shape))
 
 
 def _overlap(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
@@ -127,7 +122,7 @@ def load_sharded(folder: str | os.PathLike[str], *, shardings: Any = None) -> An
         if sharding is None:
             return source.whole(name)
         return jax.make_array_from_callback(
-            source.shape(name), sharding, lambda index: source.read(name, index)
+            source.struct(name).shape, sharding, lambda index: source.read(name, index)
         )
 
     leaves = {name: leaf(name) for name in names}
@@ -186,8 +181,10 @@ def _tensor(source: _Folder, name: str, sharding: NamedSharding | None) -> Quant
 
 def _is_whole(source: _Folder, name: str, record: Any) -> bool:
     """Whether a quantized tensor's record is complete and fits its arrays."""
+    if not is_record(record):
+        return False
     ends = [CODES, LEVELS] + ([SCALES] if "rows" in record else [])
-    if not is_record(record) or any(name + end not in source.index["arrays"] for end in ends):
+    if any(name + end not in source.index["arrays"] for end in ends):
         return False
     codes, levels, *scales = (source.struct(name + end) for end in ends)
     shape, bits, blocks = tuple(record["shape"]), record["bits"], record.get("blocks")
@@ -210,7 +207,7 @@ def _is_whole(source: _Folder, name: str, record: Any) -> bool:
 def _tensor_on_mesh(
     source: _Folder, name: str, tensor: QuantizedTensor, sharding: NamedSharding
 ) -> QuantizedTensor:
-    blocks, stored = blocks_of(sharding, tensor.ndim), source.shape(name + CODES)
+    blocks, stored = blocks_of(sharding, tensor.ndim), source.struct(name + CODES).shape
     if blocks is not None and (
         tensor.rows is not None
         or tensor.levels.ndim > 1

@@ -192,8 +192,9 @@ def _check_importance(importance: Mapping[str, float] | None, all_paths: list[st
     for path, value in (importance or {}).items():
         if path not in all_paths:
             raise InputError(f"importance: {path!r} is not the path of a leaf")
-        if not (np.issubdtype(type(value), np.number) and np.isfinite(value) and value > 0):
-            raise InputError(f"importance of {path!r} is {value}; it has to be above 0")
+        number = np.asarray(value)
+        if number.shape or number.dtype.kind not in "fiu" or not 0 < number < np.inf:
+            raise InputError(f"importance of {path!r} is {value}; it has to be a number above 0")
 
 
 def _check_sharded(config: Config, chosen: dict[str, Any]) -> None:

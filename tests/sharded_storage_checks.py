@@ -200,6 +200,19 @@ def test_an_index_that_is_wrong_throughout_is_refused(saved, tmp_path, seed):
     assert refused > 40
 
 
+@pytest.mark.parametrize("record", [None, 3, [], {}, "x"], ids=str)
+def test_a_record_of_another_kind_is_refused(saved, tmp_path, record):
+    folder, _, _ = saved
+    index = json.loads((folder / "index.json").read_text())
+    (file,) = folder.glob("*.safetensors")
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    index["tensors"]["wide"] = record
+    del index["crc32"]
+    (tmp_path / "index.json").write_text(index_text(index))
+    with pytest.raises(corrq.FileFormatError, match="'wide'; the folder is damaged"):
+        corrq.load_sharded(tmp_path)
+
+
 def test_files_of_two_saves_are_not_mixed(saved, tmp_path):
     folder, tree, _ = saved
     corrq.save_sharded(tmp_path, corrq.dequantize(tree))

@@ -197,7 +197,8 @@ def test_equal_bits_count_exact_tensors():
 
 
 def test_importance_shifts_bits():
-    options = {"bits_per_weight": 4, "coding": "entropy", "importance": {"dense/kernel": 100.0}}
+    importance = {"dense/kernel": jnp.float32(100)}  # as a computation gives it
+    options = {"bits_per_weight": 4, "coding": "entropy", "importance": importance}
     _, report = corrq.quantize(NETWORK, **options)
     dense = next(row for row in report if row.path == "dense/kernel")
     assert dense.noise < 0.9 * rows("entropy")["dense"].noise
@@ -301,11 +302,12 @@ def test_nothing_to_share_out(tree, options, tmp_path):
 @pytest.mark.parametrize(
     ("importance", "message"),
     [
-        ({"a/kernel": 0.0}, "importance of 'a/kernel' is 0.0; it has to be above 0"),
+        ({"a/kernel": 0.0}, "importance of 'a/kernel' is 0.0; it has to be a number above 0"),
         ({"a/kernel": -1}, "importance of 'a/kernel' is -1"),
         ({"a/kernel": math.nan}, "importance of 'a/kernel' is nan"),
         ({"a/kernel": math.inf}, "importance of 'a/kernel' is inf"),
         ({"a/kernel": "much"}, "importance of 'a/kernel' is much"),
+        ({"a/kernel": np.ones(2)}, "importance of 'a/kernel' is "),
         (["a/kernel"], "give a mapping from path to a number"),
     ],
     ids=str,
