@@ -24,6 +24,17 @@ def test_the_version_has_notes():
     assert bool(dated) != version.endswith(".dev0")
 
 
+def test_the_first_figures_are_those_of_the_tables():
+    text = (ROOT / "README.md").read_text()
+    first = re.search(
+        r"keeps ([\d.]+ %) of its\s+answers .* at ([\d.]+) bits a weight; 4-bit .* keep ([\d.]+ %)",
+        text,
+    )
+    ours, bits, integers = first.groups()
+    assert re.search(rf"^\| {re.escape(bits)} \|.* {re.escape(ours)}, ", text, re.M)
+    assert re.search(rf"^\| int absmax, channel \|.* 4\.\d+: {re.escape(integers)}, ", text, re.M)
+
+
 def test_no_command_hides_from_the_checks():
     for document in DOCUMENTS:
         lines = BLOCK.sub("", document.read_text()).splitlines()
